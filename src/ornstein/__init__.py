@@ -1,0 +1,38 @@
+"""ornstein: diffusion models, trained, sampled and measured. The names of the first minute, imported when first used."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "schedules": "EDM CosineVP FromAlphaSigma FromSDE GeometricVE LinearVP RectifiedFlow SubVP TableSchedule",
+    "processes": "Gaussian Normal",
+    "denoisers": "Denoiser Retargeted",
+    "objectives": "EDMWeighting LogNormalSigma MinSNR Objective Simple Stratified UniformSteps UniformTime Weighting",
+    "samplers": "Ancestral Euler Heun Multistep Samples sample sample_steps",
+    "networks": "MLP UNet",
+    "noise": "Noise",
+    "data": "Dataset Scaling load_dataset",
+    "training": "train",
+    "checkpoints": "Model load",
+    "metrics": "evaluate",
+}
+_MODULES = ("data", "exact", "grids", "metrics", "networks", "objectives", "processes", "samplers", "schedules")
+EXPORTS = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = sorted([*EXPORTS, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in EXPORTS:
+        value = getattr(import_module(f"ornstein.{EXPORTS[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"ornstein.{name}")
+    else:
+        raise AttributeError(f"module 'ornstein' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

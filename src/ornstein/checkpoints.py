@@ -1,0 +1,200 @@
+"""Checkpoints: safetensors and JSON, never pickle; written whole or not at all; checked when read.
+
+    RUN/config.json                               what the model is: options, data, scaling, network, process
+    RUN/checkpoints/step-00001000/weights.safetensors    network, averages, optimiser
+    RUN/checkpoints/step-00001000/state.json             counters, the sum of the weights file, the configuration again
+
+A folder is written under a temporary name and renamed, so a checkpoint is either there in full or not there.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.data import Scaling
+from ornstein.denoisers import Denoiser
+from ornstein.errors import CheckpointError, ConfigurationError
+from ornstein.files import atomic_write
+from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.schedules.base import Schedule, Time
+from ornstein.specs import construct
+from ornstein.training import load_network
+
+WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.json", "config.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained denoiser with the scaling of its data: what `load` returns.
+
+    It stands in for its denoiser in model units; `sample` gives its samples in raw units.
+    """
+
+    denoiser: Denoiser
+    scaling: Scaling | None
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    step: int
+
+    @property
+    def process(self) -> Gaussian:
+        """The forward process of the denoiser."""
+        return self.denoiser.process
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape d of one example in model units."""
+        return self.denoiser.shape
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        """The denoiser's estimate, in model units."""
+        return self.denoiser(x_t, t, cond, keep)
+
+    def parameters(self) -> Any:
+        """The parameters of the network."""
+        return self.denoiser.parameters()
+
+
+def describe(
+    denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What `rebuild` needs to make the same denoiser, as JSON. Raises `ConfigurationError` for parts that are the user's own."""
+    network = getattr(denoiser.network, "spec", None)
+    schedule = repr(denoiser.process.schedule)
+    try:
+        construct(schedule, Schedule)
+    except ConfigurationError:
+        raise ConfigurationError(
+            f"the schedule {schedule[:80]} holds the user's own functions, which a checkpoint cannot; expected one of "
+            "ornstein's schedules"
+        ) from None
+    if network is None or denoiser.process.base is not None:
+        raise ConfigurationError(
+            "only a network of ornstein (UNet, MLP) on the base N(0, I) can be saved with its configuration; save "
+            "network.state_dict() with safetensors for a network of your own"
+        )
+    return {
+        "network": network,
+        "schedule": schedule,
+        "parametrization": denoiser.parametrization,
+        "variance": denoiser.variance,
+        "sigma_data": denoiser.sigma_data,
+        "shape": None if denoiser.shape is None else list(denoiser.shape),
+        "classes": list(classes),
+        "scaling": None if scaling is None else scaling.to_dict(),
+    }
+
+
+def rebuild(model: dict[str, Any]) -> Denoiser:
+    """The denoiser that `describe` described, with fresh weights."""
+    network = construct(model["network"], torch.nn.Module)
+    process = Gaussian(construct(model["schedule"], Schedule))
+    denoiser = Denoiser(
+        network, process, model["parametrization"], variance=model["variance"], sigma_data=model["sigma_data"]
+    )
+    denoiser.shape = None if model["shape"] is None else tuple(model["shape"])
+    return denoiser
+
+
+def save(folder: Path, tensors: dict[str, Tensor], counters: dict[str, Any], keep: int = 2) -> Path:
+    """Write a checkpoint of step counters["step"] into folder/checkpoints; keep the newest `keep`. Returns its path."""
+    from safetensors.torch import save_file
+
+    place = folder / "checkpoints" / f"step-{counters['step']:08d}"
+    if place.exists():
+        return place
+    with atomic_write(place) as temporary:
+        temporary.mkdir()
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, temporary / WEIGHTS)
+        body = {"counters": counters, "weights_sha256": _sum_of(temporary / WEIGHTS)}
+        (temporary / STATE).write_text(json.dumps({**body, "state_sha256": _sum_of_json(body)}, indent=1))
+    for old in checkpoints(folder)[: -max(1, keep)]:
+        shutil.rmtree(old)
+    return place
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"))
+
+
+def read(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and counters of the newest checkpoint of a run, checked against their sums.
+
+    Raises `CheckpointError` where there is none, or where it was cut short or altered; the message names the one before.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found = checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder / 'checkpoints'}; expected a run that was saved at least once")
+    place = found[-1]
+    before = f"; remove {place} to go back to {found[-2].name}" if len(found) > 1 else "; it is the only one of this run"
+    try:
+        state = json.loads((place / STATE).read_text())
+        body = {name: state[name] for name in ("counters", "weights_sha256")}
+        if state["state_sha256"] != _sum_of_json(body):
+            raise CheckpointError(f"{place / STATE} was altered: its checksum does not match{before}")
+        if body["weights_sha256"] != _sum_of(place / WEIGHTS):
+            raise CheckpointError(f"{place / WEIGHTS} was cut short or altered: its checksum does not match{before}")
+        return load_file(place / WEIGHTS, device=str(device)), body["counters"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{place} cannot be read ({type(error).__name__}: {error}){before}") from None
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """The content of RUN/config.json. Raises `CheckpointError` where there is none or it is not whole."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+        if not {"options", "model"} <= config.keys():
+            raise ValueError("it lacks options or model")
+    except FileNotFoundError:
+        raise CheckpointError(f"no {CONFIG} in {folder}; expected the folder of a run, as `ornstein train` makes it") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); expected the configuration of a run") from None
+    return config
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write RUN/config.json, whole or not at all."""
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=1))
+
+
+def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
+    """The model of a run, with the averaged weights of its newest checkpoint, in evaluation mode.
+
+    Raises `CheckpointError` where the run is not there, or is damaged. Nothing of what is read is executed.
+    """
+    folder = Path(run)
+    config = read_config(folder)
+    tensors, counters = read(folder)
+    try:
+        denoiser = rebuild(config["model"])
+        scaling = config["model"]["scaling"]
+        scaling = None if scaling is None else Scaling.from_dict(scaling)
+    except (KeyError, TypeError, ConfigurationError) as error:
+        raise CheckpointError(f"{folder / CONFIG} does not describe a model of this version: {error}") from None
+    load_network(denoiser.network, tensors, "average")
+    denoiser.to(device).eval()
+    return Model(denoiser, scaling, tuple(config["model"]["classes"]), config, int(counters["step"]))
+
+
+def _sum_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sum_of_json(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,130 @@
+"""What the commands share: reading options, saying what was found, choosing a device."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ornstein.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command has to say: `result` as JSON where `json` is set, else `text`; and the exit status."""
+
+    result: dict[str, Any]
+    text: str
+    json: bool
+    status: int = 0
+
+
+def parse(kind: Any, argv: list[str], prog: str, *, default: Any = None, description: str | None = None) -> Any:
+    """The dataclass `kind` filled from a command line by tyro; `default` holds the values of options not given.
+
+    Raises `ConfigurationError`, in one line, on a command line that does not fit, and SystemExit after a help page.
+    """
+    import tyro
+    from tyro.conf import (
+        DisallowNone,
+        FlagCreatePairsOff,
+        OmitArgPrefixes,
+        OmitSubcommandPrefixes,
+        PositionalMetavarFromFieldName,
+    )
+
+    said, markers = io.StringIO(), (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff, DisallowNone)
+    given = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(said):
+            value, rest = tyro.cli(
+                kind,
+                prog=prog,
+                args=argv,
+                description=description,
+                config=(*markers, PositionalMetavarFromFieldName),
+                return_unknown_args=True,
+                **given,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigurationError(f"{_plain(said.getvalue())}; see {prog} --help") from None
+    for token in rest:
+        if token.startswith("-"):
+            raise ConfigurationError(
+                f"unknown option '{token}' of {prog}{suggest(token, _options(kind))}; see {prog} --help"
+            )
+    if rest:
+        raise ConfigurationError(f"{prog} got '{rest[0]}', which is one name too many; see {prog} --help")
+    return value
+
+
+def hint(text: str = "") -> dict[str, str]:
+    """The keyword for `tyro.conf.arg` that puts `text` in the place of "(default: ...)" on the help page."""
+    return {"help_behavior_hint": f"({text})" if text else ""}
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`nearest` for names of the command line: the part before "=" and the dashes do not count."""
+    plain = name.partition("=")[0].lstrip("-").replace("_", "-")
+    dashes = "--" if name.startswith("-") else ""
+    return nearest(plain, known).replace("mean '", f"mean '{dashes}")
+
+
+def finite(value: Any) -> Any:
+    """`value` with numbers that JSON does not know, NaN and infinity, replaced by None."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def say(text: str) -> None:
+    """A remark on the way, on stderr: stdout holds the outcome alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device of that name; auto is cuda where there is one. Raises `ConfigurationError` where it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ConfigurationError(f"got device '{name}', which is not there; expected auto, cpu, cuda or mps") from None
+
+
+def _options(kind: Any) -> Iterator[str]:
+    """The names of the options of a dataclass, those of the dataclasses in it included, without dashes."""
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            yield from _options(field.type)
+        else:
+            yield field.name.strip("_").replace("_", "-")
+
+
+def _plain(box: str) -> str:
+    """The message in tyro's box of lines: what stands above its first rule, in one line."""
+    body = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ")
+        if text and not text.strip("─╰╯"):
+            break
+        body.append(text)
+    message = " ".join(" ".join(body).split()).partition(" Got errors:")[0].rstrip(". ")
+    kinds = {"INT": "a whole number", "FLOAT": "a number"}
+    wrong = re.fullmatch(r"Error parsing (\S+): no type matching (\w+) could be instantiated from \['(.*)'\]", message)
+    if wrong:
+        return f"got '{wrong[3]}' for {wrong[1]}, expected {kinds.get(wrong[2], wrong[2])}"
+    missing = re.fullmatch(r"Missing from .*?: (\S+) .*", message)
+    return f"{missing[1]} is missing" if missing else message or "the command line cannot be read"

@@ -1,0 +1,141 @@
+"""`ornstein evaluate`: draw samples from a run, or read them, and measure them against held-out data."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from ornstein.cli.common import Outcome, hint, parse, pick_device, say
+from ornstein.cli.sample import SamplingOptions, draw, is_conditional
+from ornstein.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ornstein.checkpoints import Model
+    from ornstein.data import Dataset
+
+PROG = "ornstein evaluate"
+LARGEST = 2000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure samples of a run against held-out data, each figure beside the same figure of real data.
+
+    - images: Frechet distance, precision, recall, density and coverage on features of a classifier
+    - any data: energy distance, sliced Wasserstein distance, median distance to the nearest training example
+
+    For example:
+    - ornstein evaluate runs/digits-1
+    - ornstein evaluate runs/digits-1 --samples samples.npz --json
+    """
+
+    run: Positional[Path]
+    """The run folder."""
+    n: Annotated[int | None, arg(aliases=["-n"], **hint(f"default: as many as held out, at most {LARGEST}"))] = None
+    """How many samples."""
+    data: Annotated[str | None, arg(metavar="DATA", **hint("default: the data of the run"))] = None
+    """What to compare with, named as in training."""
+    samples: Annotated[Path | None, arg(metavar="FILE.npz", **hint())] = None
+    """Measure the array `samples` of this file, from `ornstein sample`, in place of fresh samples."""
+    features: Annotated[Path | None, arg(metavar="FILE", **hint("default: the one shipped, for grey images"))] = None
+    """The classifier in whose features images are compared, a .safetensors file of benchmarks/train_classifier.py."""
+    json: Annotated[bool, arg(**hint())] = False
+    """Print one JSON object on stdout, and nothing else."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+def main(argv: list[str]) -> Outcome:
+    """Evaluate as a command line says. Raises `OrnsteinError`."""
+    options: Options = parse(Options, argv, PROG)
+    from ornstein import checkpoints
+    from ornstein.data import load_dataset
+    from ornstein.metrics import evaluate, load_features
+
+    model = checkpoints.load(options.run, pick_device(options.sampling.device))
+    features = None if options.features is None else load_features(options.features)
+    config = model.config["options"]
+    source = options.data or config["data"]
+    dataset = load_dataset(source, seed=config["training"]["seed"])
+    own = dataset.fingerprint == model.config["data"]["fingerprint"]
+    _check(dataset, model, own)
+    drawn, calls = _samples(options, model, dataset)
+    report = evaluate(
+        drawn, dataset.test, dataset.train, scaling=model.scaling, features=features, seed=options.sampling.seed
+    )
+    result = {
+        "run": str(options.run),
+        "step": model.step,
+        "data": source,
+        "same_data_as_trained_on": own,
+        "samples_from": None if options.samples is None else str(options.samples),
+        "sampler": None if options.samples is not None else options.sampling.sampler,
+        "calls": calls,
+        **report.to_dict(),
+    }
+    how = (
+        f"samples of {options.samples}"
+        if options.samples
+        else f"samples by {options.sampling.sampler}, {calls} calls each"
+    )
+    return Outcome(result, f"{options.run}, step {model.step}, against {source}; {how}\n{report}", options.json)
+
+
+def _check(dataset: "Dataset", model: "Model", own: bool) -> None:
+    if model.scaling is None or dataset.scaling.raw_shape != model.scaling.raw_shape:
+        shape = None if model.scaling is None else model.scaling.raw_shape
+        raise DataError(
+            f"got {dataset.name} with examples of shape {dataset.scaling.raw_shape} for a model of shape {shape}; "
+            "expected data like those it was trained on"
+        )
+    if not own:
+        say("note: these are not the data of the run, so the distance to the nearest training example says little")
+
+
+def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Tensor, int | None]":
+    """The samples in raw units and the network calls for each (None where they come from a file)."""
+    import torch
+
+    held = len(dataset.test)
+    if options.samples is not None:
+        x = _read(options.samples, model)
+        if options.n is not None and options.n > len(x):
+            raise ConfigurationError(f"got -n {options.n}, expected at most the {len(x)} samples of {options.samples}")
+        return x[: options.n], None
+    n = min(LARGEST, held) if options.n is None else options.n
+    if n < 1:
+        raise ConfigurationError(f"got -n {n}, expected at least 1")
+    labels = None
+    if is_conditional(model):
+        if dataset.test_labels is None or dataset.classes != model.classes:
+            raise DataError(f"{dataset.name} lacks the classes of the model, whose samples need them; give other data")
+        # Classes in the proportions of the held-out data, which may be sorted by class: rows spread evenly over them.
+        labels = dataset.test_labels[torch.arange(n) * held // n]
+    drawn = draw(model, options.sampling, n, labels)
+    return drawn.x, drawn.calls
+
+
+def _read(path: Path, model: "Model") -> "Tensor":
+    """The array `samples` of a file, of the shape and type of the model's samples."""
+    import zipfile
+
+    import numpy as np
+    import torch
+
+    assert model.scaling is not None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            samples = torch.from_numpy(file["samples"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} has no array 'samples' ({error}); expected an .npz file of `ornstein sample`"
+        ) from None
+    got, expected = str(samples.dtype).removeprefix("torch."), model.scaling.dtype
+    if tuple(samples.shape[1:]) != model.scaling.raw_shape or got != expected:
+        raise DataError(
+            f"{path} holds {got} samples of shape {tuple(samples.shape[1:])}, expected {model.scaling.dtype} of "
+            f"{model.scaling.raw_shape}, as this run makes them"
+        )
+    return samples

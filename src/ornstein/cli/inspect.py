@@ -1,0 +1,114 @@
+"""`ornstein inspect`: what a run is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from ornstein.cli.common import Outcome, hint, parse
+from ornstein.errors import CheckpointError
+
+PROG = "ornstein inspect"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Say what a run is: process, parametrisation, scaling, parameters, steps, losses, checkpoints."""
+
+    run: Positional[Path]
+    """The run folder."""
+    json: Annotated[bool, arg(**hint())] = False
+    """Print one JSON object on stdout, and nothing else."""
+
+
+def main(argv: list[str]) -> Outcome:
+    """Inspect as a command line says. Raises `OrnsteinError`."""
+    options: Options = parse(Options, argv, PROG)
+    from ornstein import checkpoints
+
+    config = checkpoints.read_config(options.run)
+    model = config["model"]
+    denoiser = checkpoints.rebuild(model)
+    log = read_log(options.run / "log.jsonl")
+    state = "whole"
+    counters: dict[str, Any] = {}
+    try:
+        _, counters = checkpoints.read(options.run)
+    except CheckpointError as error:
+        state = str(error)
+    loss, validation = _last(log, "loss"), _last(log, "validation_loss")
+    result = {
+        "run": str(options.run),
+        "data": config.get("data"),
+        "options": config["options"],
+        "model": model,
+        "parameters": sum(p.numel() for p in denoiser.network.parameters()),
+        "step": counters.get("step"),
+        "total_steps": counters.get("total", config.get("total")),
+        "examples_seen": counters.get("seen"),
+        "loss": loss.get("loss"),
+        "validation_loss": validation.get("validation_loss"),
+        "validation_step": validation.get("step"),
+        "images_per_s": loss.get("images_per_s"),
+        "checkpoints": [place.name for place in checkpoints.checkpoints(options.run)],
+        "newest_checkpoint": state,
+    }
+    return Outcome(result, _table(result), options.json)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, oldest first; one cut short by a crash is passed over."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _last(log: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    return next((line for line in reversed(log) if key in line), {})
+
+
+def _table(found: dict[str, Any]) -> str:
+    model, data, options = found["model"], found["data"] or {}, found["options"]
+    training, objective = options["training"], options["objective"]
+    rows = {
+        "run": found["run"],
+        "data": f"{options['data']}: {data.get('train')} training and {data.get('test')} held-out examples",
+        "process": f"Gaussian({model['schedule']})",
+        "network": f"{model['network']}, {found['parameters']:,} parameters",
+        "parametrisation": f"{model['parametrization']}, sigma_data {model['sigma_data']:.4g}",
+        "condition": f"{options['model']['condition']}{_classes(model['classes'])}",
+        "scaling": _scaling(model["scaling"]),
+        "objective": f"{objective['weighting']} weight, {objective['times']} times",
+        "averages": f"power function of the steps, window {training['ema']:g} of them; used by sample and evaluate",
+        "steps": f"{_or(found['step'])} of {_or(found['total_steps'])}, batch {training['batch_size']}, "
+        f"{_or(found['examples_seen'])} examples seen",
+        "loss": f"training {_or(found['loss'])}, validation {_or(found['validation_loss'])} "
+        f"(step {_or(found['validation_step'])})",
+        "checkpoints": f"{', '.join(found['checkpoints']) or 'none'}; newest: {found['newest_checkpoint']}",
+    }
+    return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+
+def _or(value: Any) -> str:
+    """A number for reading; a dash where there is none."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _classes(names: list[str]) -> str:
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return f"; {len(names)} classes in the data: {shown}" if names else ""
+
+
+def _scaling(scaling: dict[str, Any] | None) -> str:
+    if scaling is None:
+        return "none"
+    shift, scale = scaling["shift"], scaling["scale"]
+    numbers = "per feature" if len(shift) > 1 else f"(raw - {shift[0]:.4g}) * {scale[0]:.4g}"
+    values = f"{scaling['levels']} levels" if scaling["levels"] else scaling["dtype"]
+    return f"raw {values}, layout {scaling['layout']} -> {tuple(scaling['shape'])}, {numbers}"

@@ -1,0 +1,233 @@
+"""`ornstein sample`: draw samples from a run and write them."""
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from ornstein.cli.common import Outcome, hint, parse, pick_device
+from ornstein.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ornstein.checkpoints import Model
+    from ornstein.samplers import Samples
+
+PROG = "ornstein sample"
+CALLS = 25
+LARGEST_ROW = 20  # pictures in a row of a grid with a column a class
+KINDS = {".npz": "npz", ".png": "grid", "": "folder"}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How samples are drawn."""
+
+    seed: int = 0
+    """Sample i is a function of the seed and i alone, whatever the batch size."""
+    batch_size: int = 256
+    """Samples drawn at once: memory against speed."""
+    sampler: Annotated[str, arg(metavar="CALL")] = "Multistep"
+    """Recipe of a step: Multistep (DPM-Solver++(2M)), Heun, "Heun(churn=0.1)", Euler, Ancestral, "Ancestral(eta=0)"."""
+    steps: Annotated[int | None, arg(**hint())] = None
+    """Steps of the sampler; this or --calls."""
+    calls: Annotated[int | None, arg(**hint(f"default: {CALLS}"))] = None
+    """Network evaluations per sample, at most: one a step, two with Heun."""
+    grid: Annotated[str, arg(metavar="CALL")] = "karras"
+    """Times to visit: karras, "karras(rho=5)", log_snr, uniform, "trailing(chain=1000)", leading, linspace."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; auto is bfloat16 where the hardware has it."""
+    device: str = "auto"
+    """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw samples from a run, with the averaged weights of its newest checkpoint.
+
+    For example:
+    - ornstein sample runs/digits-1
+    - ornstein sample runs/digits-1 -n 10000 --calls 15 --out samples.npz
+    - ornstein sample runs/digits-1 --class 7 --out sevens/
+    """
+
+    run: Positional[Path]
+    """The run folder."""
+    out: Annotated[Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png or .npz, then -2, ..."))] = None
+    """What to write, by its ending: FILE.npz (`samples`, `labels`), FILE.png (a grid), or a folder (a PNG each)."""
+    overwrite: Annotated[bool, arg(**hint())] = False
+    """Replace the file where it exists; a folder is never replaced."""
+    n: Annotated[int, arg(aliases=["-n"])] = 64
+    """How many samples."""
+    class_: Annotated[str | None, arg(name="class", metavar="CLASS", **hint("default: every class in turn"))] = None
+    """Name or index of the class to draw, of a model trained with --condition labels."""
+    json: Annotated[bool, arg(**hint())] = False
+    """Print one JSON object on stdout, and nothing else."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+def main(argv: list[str]) -> Outcome:
+    """Sample as a command line says. Raises `OrnsteinError`."""
+    options: Options = parse(Options, argv, PROG)
+    if options.n < 1:
+        raise ConfigurationError(f"got -n {options.n}, expected at least 1")
+    from ornstein import checkpoints
+
+    model = checkpoints.load(options.run, pick_device(options.sampling.device))
+    path = _destination(options, model)
+    labels = _labels(options, model)
+    drawn = draw(model, options.sampling, options.n, labels)
+    write(path, drawn.x, labels, model)
+    result = {
+        "run": str(options.run),
+        "out": str(path),
+        "n": options.n,
+        "shape": list(drawn.x.shape),
+        "dtype": str(drawn.x.dtype).removeprefix("torch."),
+        "step": model.step,
+        "sampler": options.sampling.sampler,
+        "grid": options.sampling.grid,
+        "calls": drawn.calls,
+        "seed": options.sampling.seed,
+        "class": options.class_,
+        "seconds": round(drawn.seconds, 3),
+    }
+    text = f"{path}: {options.n} samples of step {model.step}, {drawn.calls} calls each, {drawn.seconds:.1f} s"
+    return Outcome(result, text, options.json)
+
+
+def draw(model: "Model", options: SamplingOptions, n: int, labels: "Tensor | None") -> "Samples":
+    """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model."""
+    from tqdm import tqdm
+
+    from ornstein.samplers import Sampler, sample
+    from ornstein.specs import construct
+    from ornstein.training import autocast, resolve_precision
+
+    sampler = construct(options.sampler, Sampler)
+    grid = _grid(model, sampler, options)
+    device = next(iter(model.parameters())).device
+    # The bar counts states by the hook meant for trajectories, whose values (one empty row each) weigh nothing.
+    with (
+        tqdm(total=-(-n // max(1, options.batch_size)) * len(grid), unit="step", leave=False, disable=None) as bar,
+        autocast(resolve_precision(options.precision, device), device),
+    ):
+
+        def follow(t: float, x: "Tensor") -> "Tensor":
+            bar.update(1)
+            return x.new_empty(0)
+
+        drawn = sample(
+            model,
+            sampler,
+            n=n,
+            grid=grid,
+            cond=labels,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            trajectory=follow,
+        )
+    return replace(drawn, x=drawn.x.cpu(), trajectory=None)
+
+
+def is_conditional(model: "Model") -> bool:
+    """Whether the model was trained on labels."""
+    return model.config["options"]["model"]["condition"] == "labels"
+
+
+def _grid(model: "Model", sampler: Any, options: SamplingOptions) -> "Tensor":
+    """The times to visit, for --grid and --steps or --calls."""
+    from ornstein import grids, specs
+
+    if options.steps is not None and options.calls is not None:
+        raise ConfigurationError("got both --steps and --calls, expected one of them")
+    if options.batch_size < 1:
+        raise ConfigurationError(f"got --batch-size {options.batch_size}, expected at least 1")
+    calls = CALLS if options.calls is None else options.calls
+    if calls < 1:
+        raise ConfigurationError(f"got --calls {calls}, expected at least 1")
+    # The last step of a sampler lands on the data and takes one call, the others `stages` each.
+    steps = (calls - 1) // sampler.stages + 1 if options.steps is None else options.steps
+    spec = specs.parse(options.grid)
+    laws = {
+        f.__name__: f
+        for f in (grids.karras, grids.log_snr, grids.uniform, grids.trailing, grids.leading, grids.linspace)
+    }
+    if spec.name not in laws:
+        raise ConfigurationError(f"unknown grid '{spec.name}', expected {', '.join(laws)}{nearest(spec.name, laws)}")
+    try:
+        return laws[spec.name](model.process, steps, *spec.args, **spec.kwargs)
+    except TypeError as error:
+        raise ConfigurationError(f"got --grid '{options.grid}', which does not fit: {error}") from None
+
+
+def _labels(options: Options, model: "Model") -> "Tensor | None":
+    """The class of each sample: that of --class, else every class in turn; None for a model without classes."""
+    import torch
+
+    from ornstein.data import class_index
+
+    if not is_conditional(model):
+        if options.class_ is not None:
+            raise ConfigurationError(
+                f"got --class {options.class_} for a model trained without labels; leave it out, or train with "
+                "--condition labels"
+            )
+        return None
+    count, name = len(model.classes), options.class_
+    if name is None:
+        return torch.arange(options.n) % count
+    by_number = name not in model.classes and name.isdecimal() and int(name) < count
+    return torch.full((options.n,), int(name) if by_number else class_index(model.classes, name))
+
+
+def _destination(options: Options, model: "Model") -> Path:
+    """Where to write. Raises `ConfigurationError`, before anything is drawn, where that cannot be."""
+    image = model.scaling is not None and model.scaling.is_image
+    if options.out is None:
+        suffix, count = ".png" if image else ".npz", 1
+        while (path := options.run / f"samples-{count}{suffix}").exists():
+            count += 1
+        return path
+    path = options.out
+    kind = "folder" if path.is_dir() else KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigurationError(f"got --out {path}, expected FILE.npz, FILE.png or a folder, a name without an ending")
+    if kind != "npz" and not image:
+        raise ConfigurationError(f"got --out {path} for samples that are not images, expected FILE.npz")
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigurationError(f"{path} is a folder that exists already and is not empty; give another name")
+    if path.is_file() and not options.overwrite:
+        raise ConfigurationError(f"{path} exists already; give another name, or --overwrite")
+    return path
+
+
+def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> None:
+    """Write samples (n, *raw shape) as what the path asks for, whole or not at all."""
+    from ornstein.data import to_uint8_images
+    from ornstein.files import atomic_write
+    from ornstein.plots import image_folder, image_grid
+
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        import numpy as np
+
+        arrays: dict[str, np.ndarray] = {"samples": x.numpy()}
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        with atomic_write(path) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        return
+    assert model.scaling is not None
+    images = to_uint8_images(model.scaling, x)
+    classes = model.classes
+    if path.suffix.lower() == ".png" and not path.is_dir():
+        # Classes in turn: a row each time round.
+        in_turn = labels is not None and len(set(labels.tolist())) == len(classes) <= LARGEST_ROW
+        image_grid(images, path, len(classes) if in_turn else None)
+        return
+    if not all(re.fullmatch(r"\w[\w .-]*", name) for name in classes):  # names that cannot be a folder's
+        classes = tuple(map(str, range(len(classes))))
+    image_folder(images, path, None if labels is None else [classes[i] for i in labels.tolist()])

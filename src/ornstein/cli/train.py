@@ -1,0 +1,138 @@
+"""`ornstein train`: make a run, or go on with one."""
+
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from ornstein.cli.common import Outcome, hint, parse, say
+from ornstein.cli.layers import layered, read_toml, to_toml
+from ornstein.config import GROUPS, ModelOptions, ObjectiveOptions, ReportOptions, RunOptions, TrainingOptions
+from ornstein.errors import ConfigurationError
+
+PROG = "ornstein train"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a diffusion model on DATA and keep all of it in a run folder. Ctrl-C saves; --resume goes on bit for bit.
+
+    An option has its value from the command line, else from the TOML file, else from the preset, else as shown below.
+
+    For example:
+    - ornstein train digits
+    - ornstein train photos/ --budget 2h --condition labels
+    - ornstein train table.npy --steps 20000 --schedule "LinearVP(beta_max=18)"
+    - ornstein train --resume runs/digits-1
+    """
+
+    data: Annotated[Positional[str | None], arg(**hint("left out with --resume"))] = None
+    """What to train on: digits, a toy (gaussians, rings, ...), a .npy or .npz file, a folder or a .zip of images."""
+    out: Annotated[Path | None, arg(metavar="RUN", **hint("default: runs/DATA-1, runs/DATA-2, ..."))] = None
+    """The run folder to make; one that exists is never written over."""
+    resume: Annotated[Path | None, arg(metavar="RUN", **hint())] = None
+    """Go on with this run, as it was configured, from its newest checkpoint; takes no other option but --json."""
+    preset: Annotated[str | None, arg(metavar="NAME", **hint("default: the one made for DATA, else none"))] = None
+    """Named settings: digits, mnist, toy2d, or none."""
+    config: Annotated[Path | None, arg(metavar="FILE.toml", **hint())] = None
+    """Options by the names below, flat or in the tables [model], [objective], ...; --dry-run prints such a file."""
+    dry_run: Annotated[bool, arg(**hint())] = False
+    """Check the options, print all of them as TOML, and write nothing."""
+    json: Annotated[bool, arg(**hint())] = False
+    """Print one JSON object on stdout, and nothing else."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
+
+
+def main(argv: list[str]) -> Outcome:
+    """Train as a command line says. Raises `OrnsteinError`."""
+    options: Options = parse(Options, argv, PROG)
+    if options.resume is not None:
+        return _resume(options, options.resume)
+    run, preset = resolve(options, argv)
+    folder = options.out or free_name(Path("runs"), run.data)
+    if options.dry_run:
+        _check(run)
+        result = {"out": str(folder), "preset": preset, "options": asdict(run)}
+        return Outcome(result, f"# {PROG}, preset {preset}, run folder {folder}\n{to_toml(run)}", options.json)
+    from ornstein import experiment
+
+    if options.preset is None and preset != "none":
+        say(f"preset {preset}, made for these data (--preset none for the defaults)")
+    _check(run)
+    return _train(experiment.create(run, folder), options.json)
+
+
+def resolve(options: Options, argv: list[str]) -> tuple[RunOptions, str]:
+    """The options of the run and the name of its preset: the command line read once more, over preset and TOML file."""
+    toml = {} if options.config is None else read_toml(options.config)
+    base, preset = layered(options.data, options.preset, toml)
+    if not base.data:
+        raise ConfigurationError(
+            f"got neither DATA nor --resume, expected one of them, such as {PROG} digits or {PROG} --resume RUN"
+        )
+    # steps and budget exclude each other, so those below count only where the command line gives neither.
+    below = base.training
+    groups = {group: getattr(base, group) for group in GROUPS}
+    groups["training"] = replace(below, steps=None, budget=None)
+    given: Options = parse(Options, argv, PROG, default=Options(**groups))
+    training = given.training
+    if training.steps is None and training.budget is None:
+        training = replace(training, steps=below.steps, budget=below.budget)
+    if training.steps is not None and training.budget is not None:
+        raise ConfigurationError("got both --steps and --budget, expected one of them")
+    return RunOptions(base.data, given.model, given.objective, training, given.report), preset
+
+
+def free_name(folder: Path, source: str, suffix: str = "") -> Path:
+    """The first of folder/NAME-1, folder/NAME-2, ... that is free, with NAME the last part of a data source."""
+    path = Path(source)
+    name = re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.resolve().name) or "run"
+    count = 1
+    while (found := folder / f"{name}-{count}{suffix}").exists():
+        count += 1
+    return found
+
+
+def _check(run: RunOptions) -> None:
+    """Raise `ConfigurationError` on wrong options, before the data are read, which may take long."""
+    from ornstein import experiment, specs
+    from ornstein.config import seconds
+    from ornstein.schedules import Schedule
+
+    specs.parse(run.model.network)
+    specs.construct(run.model.schedule, Schedule)
+    experiment.objective(run)
+    if run.training.budget is not None:
+        seconds(run.training.budget)
+
+
+def _resume(options: Options, folder: Path) -> Outcome:
+    given = [f.name for f in fields(options) if getattr(options, f.name) != getattr(Options(), f.name)]
+    others = [name for name in given if name not in ("resume", "json")]
+    if others:
+        raise ConfigurationError(
+            f"--resume goes on with a run as it was configured, got {', '.join(others)} with it; leave that out, or "
+            "start another run without --resume"
+        )
+    from ornstein import experiment
+
+    return _train(experiment.resume(folder), options.json)
+
+
+def _train(made: Any, json: bool) -> Outcome:
+    """Train an `Experiment` and put its summary into words."""
+    say(f"{made.dataset.describe()}\ntraining {made.folder} from step {made.run.count}; Ctrl-C saves and stops")
+    summary = made.train(progress=True)
+    losses = [
+        f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in ("loss", "validation_loss") if summary.get(name)
+    ]
+    speed = f"{summary['steps']} steps, {summary['seconds']:.0f} s, {summary['images_per_s']:.0f} images/s"
+    interrupted = summary["stopped"] == "interrupted"
+    follow = f"{PROG} --resume {made.folder}" if interrupted else f"ornstein sample {made.folder}"
+    text = f"{made.folder}: {', '.join([summary['stopped'], speed, *losses])}\nnext: {follow}"
+    return Outcome(summary, text, json, 130 if interrupted else 0)

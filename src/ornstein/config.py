@@ -1,0 +1,147 @@
+"""The options of the command line and of a run, as frozen dataclasses, and the presets, in one table. Imports no torch.
+
+An option that names an object of the library (a schedule, a network, a sampler) is written as a constructor call with
+literal arguments: `CosineVP`, `LinearVP(beta_max=18.)`, `UNet(width=64, patch=2)`; `ornstein.specs` reads it, without
+executing anything.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from ornstein.errors import ConfigurationError, nearest
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is trained."""
+
+    network: str = "auto"
+    """auto (UNet for images and series, MLP else), "UNet(widths=(64, 128), patch=2)", "MLP(width=256, depth=4)"."""
+    schedule: str = "CosineVP"
+    """Law of time: CosineVP, LinearVP, RectifiedFlow, EDM, GeometricVE, SubVP, "TableSchedule.linear(steps=1000)"."""
+    parametrization: Literal["v", "edm", "x0", "eps", "velocity", "score"] = "v"
+    """What the network predicts; eps and score need a schedule that leaves some signal at t = 1, such as LinearVP."""
+    condition: Literal["none", "labels"] = "none"
+    """labels trains a class-conditional model on the labels of the data."""
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """What is minimised."""
+
+    times: str = "Stratified"
+    """Law of training times: Stratified, UniformTime, "UniformSteps(steps=1000)", "LogNormalSigma(mean=-1, std=1)"."""
+    weighting: str = "Simple"
+    """Weight of the squared error: Simple, "EDMWeighting(sigma_data=0.5)", "MinSNR(gamma=5)"."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How it is trained."""
+
+    steps: int | None = None
+    """Optimiser steps in all; 5000 where neither preset nor --budget says otherwise."""
+    budget: str | None = None
+    """Wall-clock time in place of --steps: 90s, 10m, 2h; the speed of the first 50 steps fixes how many are made."""
+    batch_size: int = 128
+    """Examples per step, 1 or more."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW; it falls to zero at the last step."""
+    warmup: float = 0.03
+    """Share of the steps in which the learning rate rises from zero, 0 to 1."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, 0 or more."""
+    clip: float = 1.0
+    """Largest norm of the gradient; longer ones are scaled down."""
+    ema: float = 0.05
+    """Window of the averaged weights, a share of the steps made so far, 0 (no average) to below 1."""
+    label_dropout: float = 0.1
+    """Share of examples trained without their label under --condition labels, 0 to 1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; auto is bfloat16 where the hardware has it."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda, cuda:1, mps."""
+    seed: int = 0
+    """Every random draw of training is a function of it, and so is the held-out part of the data."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What is written on the way, counted in steps; 0 switches a thing off."""
+
+    log_every: int = 50
+    """A line in log.jsonl every so many steps."""
+    validate_every: int = 500
+    """The loss on held-out data, at noise that is the same every time."""
+    grid_every: int = 1000
+    """A picture grid of samples (images only)."""
+    save_every: int = 1000
+    """A checkpoint; the last step is always saved."""
+    keep: int = 2
+    """How many checkpoints are kept, the newest."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Everything a run is made from, saved in its config.json."""
+
+    data: str
+    """What to train on: digits, a toy (gaussians, rings, ...), a .npy or .npz file, a folder or a .zip of images."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "network": "UNet(width=32)",
+        "steps": 3000,
+    },
+    "mnist": {
+        "network": "UNet(width=64, patch=2)",
+        "learning_rate": 2e-3,
+    },
+    "toy2d": {
+        "network": "MLP(width=256, depth=4)",
+        "steps": 4000,
+        "batch_size": 512,
+    },
+}
+"""Named settings: the options in which each differs from the defaults."""
+
+GROUPS = ("model", "objective", "training", "report")
+
+
+def with_options(options: RunOptions, changes: dict[str, Any]) -> RunOptions:
+    """`options` with the named fields of its groups replaced: `with_options(o, {"steps": 100, "schedule": "EDM"})`.
+
+    Raises `ConfigurationError` on an unknown name, with the nearest known one.
+    """
+    homes = {f.name: group for group in GROUPS for f in fields(getattr(options, group))}
+    for name, value in changes.items():
+        key = name.replace("-", "_")
+        if key not in homes:
+            raise ConfigurationError(f"unknown option '{name}', expected one of the options of training{nearest(key, homes)}")
+        group = homes[key]
+        options = replace(options, **{group: replace(getattr(options, group), **{key: value})})
+    return options
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of a preset. Raises `ConfigurationError` on an unknown name, with the nearest known one."""
+    if name not in PRESETS:
+        raise ConfigurationError(f"unknown preset '{name}', expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def seconds(text: str) -> float:
+    """The seconds of a duration: `90`, `90s`, `10m`, `1.5h`. Raises `ConfigurationError` on anything else."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    try:
+        value = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"got budget '{text}', expected a positive duration such as 90s, 10m or 2h")
+    return value

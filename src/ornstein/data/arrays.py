@@ -1,0 +1,130 @@
+"""Data in numpy files: one array in a .npy, arrays by name in a .npz. Pickled objects are never read."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein.data.dataset import Dataset, Part, assemble, finite_rows
+from ornstein.errors import DataError
+
+# Names looked for, in this order: training examples, their labels, held-out examples, their labels.
+NAMES = (
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("images", "labels", None, None),
+    ("samples", "labels", None, None),
+    ("x", "y", None, None),
+)
+
+
+def load_arrays(path: Path, seed: int = 0, holdout: float | None = None) -> Dataset:
+    """The data set in a .npy or .npz file.
+
+    .npy: the examples, without labels. .npz: one of the sets of names in `NAMES` (labels and held-out part may be
+    missing), or a single array of any name. Types: uint8 (n, h, w) and (n, h, w, c) are images of 256 levels, booleans
+    the same with 2; floats are continuous and keep their axes; other integers are taken as continuous numbers.
+
+    Raises DataError for a file that cannot be read, names that are not known, arrays of a shape or type that cannot be
+    trained on, NaN or inf, and labels that do not fit the examples.
+    """
+    with _readable(path):
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _dataset(path, {"": loaded}, ("", None, None, None), seed, holdout)
+        with loaded as file:
+            names = _choose(path, file.files)
+            arrays = {name: file[name] for name in names if name is not None}
+            ignored = [name for name in file.files if name not in arrays]
+    return _dataset(path, arrays, names, seed, holdout, ignored)
+
+
+def _choose(path: Path, found: list[str]) -> tuple[str | None, ...]:
+    for names in NAMES:
+        if names[0] in found:
+            if names[3] in found and names[2] not in found:
+                raise DataError(
+                    f"{path} holds {names[3]} but no examples that go with them; add {names[2]} or remove it"
+                )
+            return tuple(name if name in found else None for name in names)
+    if len(found) == 1:
+        return (found[0], None, None, None)
+    raise DataError(
+        f"{path} holds the arrays {', '.join(sorted(found)) or '(none)'}; expected a single array, or "
+        + ", or ".join("/".join(name for name in names if name) for names in NAMES)
+    )
+
+
+def _dataset(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    names: tuple[str | None, ...],
+    seed: int,
+    holdout: float | None,
+    ignored: list[str] | None = None,
+) -> Dataset:
+    notes = [f"ignored the arrays {', '.join(ignored)}"] if ignored else []
+    parts, levels = [], None
+    for examples, labels in (names[:2], names[2:]):
+        if examples is None:
+            continue
+        source = f"{path} [{examples}]" if examples else str(path)
+        x, levels, note = as_examples(arrays[examples], source)
+        notes += [note] if note and note not in notes else []
+        parts.append(Part(x, None if labels is None else _as_labels(arrays[labels]), source))
+    test = parts[1] if len(parts) == 2 else None
+    return assemble(path.name, parts[0], test, seed=seed, holdout=holdout, levels=levels, notes=tuple(notes))
+
+
+def _as_labels(labels: np.ndarray) -> np.ndarray:
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str]:
+    """A numpy array as raw examples: the tensor (uint8, float32 or float64), its levels, and a note for the user or "".
+
+    Raises DataError where it cannot be trained on: no axis of features, a type that is not a number, NaN or inf.
+    """
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{source}: array of type {array.dtype}; expected numbers (uint8 for images, or floats)")
+    if array.ndim < 2 or 0 in array.shape[1:]:
+        raise DataError(
+            f"{source}: array of shape {array.shape}; expected (n, features), (n, height, width), ...; "
+            "for single numbers use x.reshape(-1, 1)"
+        )
+    levels: int | None = None
+    note, dtype = "", "float32"
+    if array.dtype == np.bool_ or array.dtype == np.uint8:
+        levels, dtype = (2 if array.dtype == np.bool_ else 256), "uint8"
+    elif array.dtype.kind in "ui":
+        dtype = "float32" if array.dtype.itemsize <= 2 else "float64"
+        note = f"{array.dtype} values are taken as continuous, so samples are not rounded (for images store uint8)"
+    elif array.dtype.itemsize > 4:
+        dtype = "float64"
+    # A copy in C order and the machine's byte order where the file has others; torch takes no other.
+    x = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+    if levels is None:
+        finite_rows(x, source)
+    return x, levels, note
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what numpy and zipfile raise on a damaged or foreign file into a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "allow_pickle" in reason or "pickled" in reason:
+            reason = "it holds Python objects or is no numpy file at all, and unpickling could run foreign code"
+        raise DataError(
+            f"{path} cannot be read as a numpy file ({reason}); expected arrays of numbers written by numpy.save or "
+            "numpy.savez"
+        ) from error

@@ -1,0 +1,207 @@
+"""A data set: raw training and held-out examples, their labels, and the scaling measured on the training part."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein.data.scaling import Scaling
+from ornstein.errors import ConfigurationError, DataError, nearest
+from ornstein.noise import fold
+
+_SPLIT_STREAM = 20  # keeps the split's random numbers apart from those of training and sampling under one seed
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Raw examples to train on and to compare with.
+
+    train, test: raw tensors (n, *scaling.raw_shape); `test` is held out of training.
+    train_labels, test_labels: int64 (n,) class indices into `classes`, or None where the data have no labels.
+    classes: names of the classes, in the order of their indices.
+    scaling: raw data <-> model units, measured on `train`.
+    notes: what a user should know of how the data were read (one sentence each).
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None
+    test_labels: Tensor | None
+    classes: tuple[str, ...]
+    scaling: Scaling
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the training examples and labels, shapes and types: tells whether data are the same."""
+        digest = hashlib.sha256()
+        for tensor in (self.train, self.train_labels):
+            if tensor is not None:
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(tensor.cpu().contiguous().numpy().data.cast("B"))
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """One line: name, counts, shape, classes, sigma_data, notes."""
+        scaling = self.scaling
+        size = " x ".join(map(str, scaling.raw_shape))
+        kind = f"{size} images of {scaling.levels} levels" if scaling.is_image else f"{size} {scaling.dtype} values"
+        classes = f"{len(self.classes)} classes" if self.classes else "no classes"
+        text = f"{self.name}: {len(self.train)} training + {len(self.test)} held-out examples, {kind}, {classes}, "
+        return "; ".join((f"{text}sigma_data {scaling.sigma_data:.4g}", *self.notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Raw examples and labels as read from `source` (a file or an array in it), before they are split and scaled."""
+
+    x: Tensor
+    labels: np.ndarray | None
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.labels.shape != (len(self.x),):
+            raise DataError(
+                f"{self.source}: labels of shape {self.labels.shape} for {len(self.x)} examples; expected one class "
+                f"(an integer or a name) for each, shape ({len(self.x)},); for one-hot labels give labels.argmax(1)"
+            )
+
+    def take(self, rows: Tensor) -> "Part":
+        """The examples of some rows."""
+        return Part(self.x[rows], None if self.labels is None else self.labels[rows.numpy()], self.source)
+
+
+def assemble(
+    name: str,
+    part: Part,
+    test: Part | None = None,
+    *,
+    seed: int = 0,
+    holdout: float | None = None,
+    default_holdout: float = 0.1,
+    levels: int | None = None,
+    per_feature: bool = True,
+    notes: tuple[str, ...] = (),
+) -> Dataset:
+    """Split, number the classes and measure the scaling: the way from what a file holds to a `Dataset`.
+
+    `test` is the held-out part where the source has one of its own; else the fraction `holdout` of `part` is held out,
+    drawn by `seed` with each class in proportion. Raises DataError where too few examples remain, where parts do not
+    match or where the data cannot be scaled; ConfigurationError for a `holdout` that makes no sense.
+    """
+    if test is None:
+        part, test = _split(part, default_holdout if holdout is None else holdout, seed)
+    elif holdout is not None:
+        raise ConfigurationError(
+            f"{part.source} has held-out data of its own, got holdout={holdout}; leave holdout out"
+        )
+    if len(part.x) < 2 or len(test.x) < 1:
+        raise DataError(
+            f"{part.source}: {len(part.x)} training and {len(test.x)} held-out examples; expected at least 2 and 1"
+        )
+    if part.x.shape[1:] != test.x.shape[1:] or part.x.dtype != test.x.dtype:
+        raise DataError(
+            f"training examples of shape {tuple(part.x.shape[1:])} and type {part.x.dtype} ({part.source}), held-out "
+            f"of {tuple(test.x.shape[1:])} and {test.x.dtype} ({test.source}); expected the same for both"
+        )
+    train_labels, test_labels, classes = _number_classes(part, test)
+    try:
+        scaling = Scaling.measure(part.x, levels=levels, per_feature=per_feature)
+    except DataError as error:
+        raise DataError(f"{part.source}: {error}") from None
+    return Dataset(name, part.x, test.x, train_labels, test_labels, classes, scaling, notes)
+
+
+def require_labels(dataset: Dataset) -> None:
+    """Raise DataError where `dataset` has no labels, which a class-conditional model needs."""
+    if dataset.train_labels is None:
+        raise DataError(
+            f"{dataset.name} has no labels, which a conditional model needs; give labels (in .npz an array 'labels', "
+            "in folders one subfolder a class, in zips dataset.json) or train without classes"
+        )
+
+
+def class_index(classes: tuple[str, ...], name: str | int) -> int:
+    """Index of the class called `name`. Raises ConfigurationError, with the nearest name, where there is none."""
+    if str(name) in classes:
+        return classes.index(str(name))
+    if not classes:
+        raise ConfigurationError(f"class {str(name)!r} of data without classes; leave the class out")
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    raise ConfigurationError(f"no class {str(name)!r}{nearest(str(name), classes)}; the classes are {shown}")
+
+
+def _split(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+    if not 0 < fraction < 1:
+        raise ConfigurationError(f"holdout={fraction}; expected the fraction to hold out of training, between 0 and 1")
+    n = len(part.x)
+    held = max(1, round(fraction * n))
+    if n - held < 2:
+        raise DataError(
+            f"{part.source}: {n} examples, of which {held} would be held out; expected at least 2 to train on "
+            "and 1 to hold out"
+        )
+    generator = torch.Generator().manual_seed(fold(seed, _SPLIT_STREAM))
+    order = torch.randperm(n, generator=generator).numpy()
+    if part.labels is not None:
+        order = order[np.argsort(part.labels[order], kind="stable")]
+    # Every (n / held)-th of the shuffled examples, sorted by class: each class in proportion within one.
+    mask = np.zeros(n, dtype=bool)
+    mask[order[((np.arange(held) + 0.5) * (n / held)).astype(np.int64)]] = True
+    rows = torch.arange(n)
+    return part.take(rows[torch.from_numpy(~mask)]), part.take(rows[torch.from_numpy(mask)])
+
+
+def _number_classes(part: Part, test: Part) -> tuple[Tensor | None, Tensor | None, tuple[str, ...]]:
+    if part.labels is None and test.labels is None:
+        return None, None, ()
+    if part.labels is None or test.labels is None:
+        have, lack = (part, test) if test.labels is None else (test, part)
+        raise DataError(f"{have.source} has labels and {lack.source} has none; expected labels for both or neither")
+    labels = [_plain_labels(p) for p in (part, test)]
+    if labels[0].dtype.kind != labels[1].dtype.kind:
+        raise DataError(f"labels of type {labels[0].dtype} in {part.source}, {labels[1].dtype} in {test.source}")
+    values, codes = np.unique(np.concatenate(labels), return_inverse=True)
+    names = [str(v) for v in values]
+    if values.dtype.kind == "U" and all(name.isdecimal() for name in names):
+        # Folders named 0 .. 10 are numbers, though sorted as text 10 comes before 2.
+        order = sorted(range(len(names)), key=lambda k: (int(names[k]), names[k]))
+        names = [names[k] for k in order]
+        codes = np.argsort(order)[codes]
+    numbered = torch.from_numpy(codes.reshape(-1).astype(np.int64))
+    return numbered[: len(part.x)].clone(), numbered[len(part.x) :].clone(), tuple(names)
+
+
+def _plain_labels(part: Part) -> np.ndarray:
+    """Labels as int64 or text."""
+    labels = part.labels
+    assert labels is not None
+    if labels.dtype.kind in "iub":
+        return labels.astype(np.int64)
+    if labels.dtype.kind in "SU":
+        return labels.astype(np.str_)
+    if labels.dtype.kind == "f":
+        wrong = ~(np.isfinite(labels) & (labels == np.trunc(labels)))
+        if not wrong.any():
+            return labels.astype(np.int64)
+        raise DataError(
+            f"{part.source}: label {labels[wrong][0]:g} in row {int(wrong.argmax())}; expected class numbers or names"
+        )
+    raise DataError(f"{part.source}: labels of type {labels.dtype}; expected class numbers or names")
+
+
+def finite_rows(x: Tensor, source: str) -> None:
+    """Raise DataError, with the first row and the count, where examples hold NaN or inf."""
+    step = max(1, (1 << 22) // max(1, math.prod(x.shape[1:])))
+    bad = [~torch.isfinite(chunk).flatten(1).all(1) for chunk in x.split(step)]
+    rows = torch.cat(bad).nonzero().flatten()
+    if len(rows):
+        raise DataError(
+            f"{source}: {len(rows)} of {len(x)} examples hold NaN or inf, the first is row {int(rows[0])} (counted "
+            "from 0); expected finite numbers: remove or repair these rows"
+        )

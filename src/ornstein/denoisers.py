@@ -1,0 +1,139 @@
+"""Denoisers: `(x_t, t, cond) -> Estimate`, each knowing its process. A trained one is a network with a parametrisation.
+
+What the network sees and says, with N^2 = alpha^2 sigma_data^2 + sigma^2:
+
+    input   x_t, or (x_t - mu) / N where sigma_data is given (unit variance at every noise level)
+    time    1000 t, so that a 1000-step net sees its index; for "edm" log(sigma / alpha) / 4 (paper 000 eq. 203)
+    output  the reading named by `parametrization`; for "energy" a number E(x_t, t) with score = -grad E
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.errors import ConfigurationError, nearest
+from ornstein.processes.gaussian import READINGS, Estimate, Gaussian, spread
+from ornstein.schedules.base import Time, as_time
+
+PARAMETRIZATIONS = (*READINGS, "energy")
+UNDEFINED_WITHOUT_SIGNAL = ("eps", "score", "energy")
+
+
+class DenoiserLike(Protocol):
+    """What samplers and objectives need: a process, and a call that returns an `Estimate`."""
+
+    process: Gaussian
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate: ...
+
+
+class Denoiser(nn.Module):
+    """A network read as an estimate of x_0 under a process.
+
+    Args:
+        network: `network(x, time)`, or `network(x, time, cond, keep)` where a condition is given; x (b, *d), time (b,).
+        process: the forward process.
+        parametrization: the reading that the network predicts: eps, x0, v, score, velocity, edm or energy.
+        variance: "learned" where the network's output has twice the channels (axis 1), the second half v in [-1, 1]
+            being read as `fraction = (v + 1) / 2`.
+        sigma_data: standard deviation of the data in model units; needed for edm. Given, the input is scaled by 1 / N.
+        time: what the network is told, a function of a float64 time tensor; None for the default above.
+
+    Raises `ConfigurationError` where schedule and parametrisation cannot work together: eps, score and energy say
+    nothing about x_0 at t = 1 under a schedule of zero terminal SNR.
+    """
+
+    shape: tuple[int, ...] | None = None
+    """The shape d of one example, where it is known: `train` and `load` set it, `sample` reads it."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Gaussian,
+        parametrization: str = "eps",
+        variance: str | None = None,
+        sigma_data: float | None = None,
+        time: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(process, parametrization, variance, sigma_data)
+        self.network, self.process, self.parametrization = network, process, parametrization
+        self.variance, self.sigma_data = variance, sigma_data
+        self.time = time or (self._log_sigma if parametrization == "edm" else partial(torch.mul, 1000))
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return -self.process.schedule.log_snr(t) / 8
+
+    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        """The estimate at x_t (b, *d) and time t, a float or (b,).
+
+        `cond` has leading axis b; rows where `keep` (b,) is False are treated as unconditional.
+        """
+        energy = self.parametrization == "energy"
+        with torch.set_grad_enabled(energy or torch.is_grad_enabled()):
+            seen = x = x_t.detach().requires_grad_() if energy and not x_t.requires_grad else x_t
+            if self.sigma_data is not None:
+                alpha, sigma, _ = self.process.level(t, x_t)
+                x = x if self.process.base is None else x - self.process.base.mean.to(x)
+                x = x / ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5
+            time = self.time(torch.as_tensor(t, dtype=torch.float64)).expand(len(x)).to(x.device, torch.float32)
+            output = self.network(x, time) if cond is None else self.network(x, time, cond, keep)
+            if energy:
+                output = -torch.autograd.grad(output.sum(), seen, create_graph=self.training)[0]
+        output, fraction = output.to(x_t.dtype), None
+        if self.variance == "learned":
+            output, logit = output.chunk(2, dim=1)
+            fraction = (logit + 1) / 2
+        if self.parametrization in ("score", "energy"):
+            return self.process.estimate(x_t, t, score=output)
+        return Estimate(self.process, x_t, t, self.parametrization, output, self.sigma_data or 1.0, fraction)
+
+
+class Retargeted:
+    """A denoiser trained under one schedule, used under another (paper 000 s5: samplers and models interchange).
+
+    At time t of the new schedule the old one is asked at the time t' of equal SNR, at the state scaled by
+    alpha'(t') / alpha(t) = sigma'(t') / sigma(t). Where the new schedule reaches beyond the old one's range of noise,
+    the nearest level is used: with the ratio of sigmas at the noise end and of alphas at the data end.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, process: Gaussian) -> None:
+        if denoiser.process.base is not process.base:
+            raise ConfigurationError("got processes with different bases, expected one base: only schedules are exchanged")
+        self.denoiser, self.process = denoiser, process
+        self.shape: tuple[int, ...] | None = getattr(denoiser, "shape", None)
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        old = self.denoiser.process
+        old_t = old.schedule.time_at(self.process.schedule.log_snr(t))
+        old_t = float(old_t) if isinstance(t, float) else old_t
+        ours, theirs = self.process.level(t), old.level(old_t)
+        by_sigma = as_time(ours.log_snr) < 0
+        ratio = torch.where(
+            by_sigma, as_time(theirs.sigma) / as_time(ours.sigma), as_time(theirs.alpha) / as_time(ours.alpha)
+        )
+        mu = 0.0 if old.base is None else old.base.mean.to(x_t)
+        x0 = self.denoiser(mu + spread(ratio, x_t) * (x_t - mu), old_t, cond, keep).x0
+        return self.process.estimate(x_t, t, x0=x0)
+
+
+def _check(process: Gaussian, parametrization: str, variance: str | None, sigma_data: float | None) -> None:
+    if parametrization not in PARAMETRIZATIONS:
+        known = ", ".join(PARAMETRIZATIONS)
+        raise ConfigurationError(
+            f"got parametrization '{parametrization}', expected one of {known}{nearest(parametrization, PARAMETRIZATIONS)}"
+        )
+    if variance not in (None, "learned"):
+        raise ConfigurationError(f"got variance {variance!r}, expected None or 'learned'")
+    if sigma_data is not None and not sigma_data > 0:
+        raise ConfigurationError(f"got sigma_data={sigma_data}, expected a positive number: the data's standard deviation")
+    if parametrization == "edm" and sigma_data is None:
+        raise ConfigurationError("parametrization 'edm' needs sigma_data, the standard deviation of the data")
+    if parametrization in UNDEFINED_WITHOUT_SIGNAL and process.level(1.0).alpha == 0:
+        raise ConfigurationError(
+            f"parametrization '{parametrization}' says nothing about x_0 at t = 1 under {process.schedule!r}, whose SNR "
+            "is 0 there; use 'v', 'x0' or 'edm', or a schedule that keeps some signal (LinearVP)"
+        )

@@ -1,0 +1,143 @@
+"""Exact denoisers: data laws whose posterior mean E[x_0 | x_t] and log-density at every noise level are known in closed form.
+
+They are the independent truth of the tests, and teaching material: the ideal denoiser of a data set is here too. All
+compute in float64 and return the type of x_t. Densities are in nats, of x_t in its own units.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ornstein.errors import ConfigurationError
+from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.schedules.base import Time, as_time
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Normal:
+    """x_0 ~ N(mean, covariance): E[x_0 | x_t] = m + alpha C (alpha^2 C + sigma^2 Sigma)^-1 (x_t - mu - alpha (m - mu)).
+
+    Args:
+        process: the forward process, of any base.
+        mean: of shape d.
+        covariance: a number (times I), variances of shape d, or a full matrix (D, D) with D the size of d.
+    """
+
+    def __init__(self, process: Gaussian, mean: Tensor, covariance: Tensor | float) -> None:
+        self.process, self.shape = process, tuple(mean.shape)
+        self.mean = mean.double().flatten()
+        size, covariance = mean.numel(), torch.as_tensor(covariance, dtype=torch.float64)
+        if covariance.shape == mean.shape or covariance.ndim == 0:
+            covariance = torch.diag(covariance.expand(mean.shape).flatten())
+        if covariance.shape != (size, size):
+            raise ConfigurationError(
+                f"got covariance of shape {tuple(covariance.shape)} for a mean of shape {self.shape}, "
+                f"expected a number, {self.shape} or {(size, size)}"
+            )
+        identity = torch.eye(size, dtype=torch.float64)
+        factor = torch.linalg.cholesky(identity if process.base is None else process.base.matrix())
+        half = torch.linalg.solve_triangular(factor, covariance, upper=False)
+        white = torch.linalg.solve_triangular(factor, half.T, upper=False)
+        self._variances, vectors = torch.linalg.eigh((white + white.T) / 2)
+        if self._variances.min() < 0 and self._variances.min() < -1e-9 * self._variances.max():
+            raise ConfigurationError(f"got a covariance with eigenvalue {self._variances.min():g}, expected none below 0")
+        self._variances = self._variances.clamp(min=0)
+        self._to, self._from = vectors.T @ torch.linalg.inv(factor), factor @ vectors
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        """The exact estimate at x_t (b, *d) and time t."""
+        y, alpha, variance = self._whitened(x_t, t)
+        x0 = self.mean + (y * alpha * self._variances / variance) @ self._from.T
+        return self.process.estimate(x_t, t, x0=x0.to(x_t.dtype).view_as(x_t))
+
+    def log_density(self, x_t: Tensor, t: Time) -> Tensor:
+        """log p_t(x_t) in nats, (b,)."""
+        y, _, variance = self._whitened(x_t, t)
+        return -0.5 * (y**2 / variance + variance.log() + LOG_2PI).sum(1) + torch.linalg.slogdet(self._to)[1]
+
+    def _whitened(self, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t less its mean in the eigenbasis of C against Sigma; alpha (., 1); the variances there at t."""
+        alpha, sigma = (as_time(c).reshape(-1, 1) for c in self.process.level(t)[:2])
+        mu = torch.zeros_like(self.mean) if self.process.base is None else self.process.base.mean.double().flatten()
+        centred = x_t.double().flatten(1) - mu - alpha * (self.mean - mu)
+        return centred @ self._to.T, alpha, alpha**2 * self._variances + sigma**2
+
+
+class Mixture:
+    """x_0 ~ sum_k w_k N(m_k, diag(v_k)): the mean over components of E[x_0 | x_t, k], weighted by their posterior.
+
+    Args:
+        process: the forward process; its base must be None or diagonal.
+        means: (K, *d).
+        variances: a number, (K,), or (K, *d); 0 is allowed (a point).
+        weights: (K,), positive; uniform by default.
+    """
+
+    def __init__(
+        self, process: Gaussian, means: Tensor, variances: Tensor | float, weights: Tensor | None = None
+    ) -> None:
+        base = process.base
+        if base is not None and not base.diagonal:
+            raise ConfigurationError("got a process with a full covariance, expected base=None or a diagonal one")
+        self.process, self.shape = process, tuple(means.shape[1:])
+        self.means = means.double().flatten(1)
+        variances = torch.as_tensor(variances, dtype=torch.float64)
+        if variances.ndim and variances.shape not in (means.shape[:1], means.shape):
+            raise ConfigurationError(
+                f"got variances of shape {tuple(variances.shape)}, expected a number, ({len(means)},) or {tuple(means.shape)}"
+            )
+        self.variances = variances.reshape(-1, 1) if variances.ndim < 2 else variances.flatten(1)
+        weights = torch.ones(len(means)) if weights is None else weights
+        if weights.shape != means.shape[:1] or not (weights > 0).all():
+            raise ConfigurationError(f"got weights of shape {tuple(weights.shape)}, expected ({len(means)},), all positive")
+        self._log_weights = torch.log(weights.double() / weights.double().sum())
+        zeros = torch.zeros(self.means.shape[1], dtype=torch.float64)
+        self._mu = zeros if base is None else base.mean.double().flatten()
+        self._base = zeros + 1 if base is None else base.matrix().diagonal()
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        """The exact estimate at x_t (b, *d) and time t."""
+        flat = x_t.double().flatten(1)
+        if isinstance(t, float):
+            x0 = self._posterior_mean(flat, t)
+        else:
+            x0 = torch.cat([self._posterior_mean(row[None], float(s)) for row, s in zip(flat, as_time(t), strict=True)])
+        return self.process.estimate(x_t, t, x0=x0.to(x_t.dtype).view_as(x_t))
+
+    def log_density(self, x_t: Tensor, t: Time) -> Tensor:
+        """log p_t(x_t) in nats, (b,)."""
+        flat = x_t.double().flatten(1)
+        if isinstance(t, float):
+            return torch.logsumexp(self._log_joint(flat, t), dim=1)
+        return torch.cat([self.log_density(row[None], float(s)) for row, s in zip(flat, as_time(t), strict=True)])
+
+    def _log_joint(self, x: Tensor, t: float) -> Tensor:
+        """log w_k N(x; mu + alpha (m_k - mu), alpha^2 v_k + sigma^2 Sigma), (b, K), by matrix products."""
+        alpha, sigma, _ = self.process.level(t)
+        variance = alpha**2 * self.variances + sigma**2 * self._base
+        centre, x = alpha * (self.means - self._mu), x - self._mu
+        distance = (x**2) @ (1 / variance).T - 2 * x @ (centre / variance).T + (centre**2 / variance).sum(1)
+        return self._log_weights - 0.5 * (distance + variance.log().sum(1) + x.shape[1] * LOG_2PI)
+
+    def _posterior_mean(self, x: Tensor, t: float) -> Tensor:
+        alpha, sigma, _ = self.process.level(t)
+        share = torch.softmax(self._log_joint(x, t), dim=1)
+        gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2 * self._base)
+        fixed = self.means - gain * alpha * (self.means - self._mu)
+        return share @ fixed + (share @ gain.expand_as(self.means)) * (x - self._mu)
+
+
+class Empirical(Mixture):
+    """The ideal denoiser of a data set: each example a centre of variance smoothing^2 (paper 000 eq. 197 at 0).
+
+    E[x_0 | x_t] = sum_i softmax_i(-||x_t - alpha y_i||^2 / (2 (sigma^2 + alpha^2 smoothing^2))) y_i where smoothing is 0.
+    """
+
+    def __init__(self, process: Gaussian, data: Tensor, smoothing: float = 0.0) -> None:
+        if not smoothing >= 0:
+            raise ConfigurationError(f"got smoothing={smoothing}, expected 0 or above")
+        super().__init__(process, data, float(smoothing) ** 2)
+
+

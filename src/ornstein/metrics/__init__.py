@@ -1,0 +1,29 @@
+"""Measures of samples against data: distances, the features in which images are compared, and the report on both."""
+
+from ornstein.metrics.distances import (
+    PrecisionRecall,
+    energy_distance,
+    frechet_distance,
+    nearest_distances,
+    precision_recall,
+    sliced_wasserstein,
+)
+from ornstein.metrics.evaluation import evaluate
+from ornstein.metrics.features import FeatureNet, LeNet, load_features, save_features
+from ornstein.metrics.report import Measure, Report
+
+__all__ = [
+    "FeatureNet",
+    "LeNet",
+    "Measure",
+    "PrecisionRecall",
+    "Report",
+    "energy_distance",
+    "evaluate",
+    "frechet_distance",
+    "load_features",
+    "nearest_distances",
+    "precision_recall",
+    "save_features",
+    "sliced_wasserstein",
+]

@@ -1,0 +1,183 @@
+"""`evaluate`: samples against held-out data, each figure beside the same figure of real data.
+
+A distance between finite sets is never 0 and depends on their sizes, so it says little alone. Here it stands beside
+its real-against-real value: the same figure with *training examples in the place of the samples*, at the same sizes and
+against the same held-out examples. (Training examples are fresh draws of the source, which is what perfect samples
+would be; sharing the held-out examples takes their luck, and a difference between the two parts of the data, out of
+the ratio.) For the distance to the nearest training example the place of the samples is taken by held-out examples.
+
+    figure                   n a side               random subsets
+    Frechet                  samples / held-out     samples where not all are used, training; held-out examples: all
+    precision ... coverage   equal, at most 2000    all three
+    energy, Wasserstein      equal, at most 2000    all three
+    nearest                  equal, at most 2000    samples, held-out; training examples: all
+
+Figures are means over `splits` such subsets, disjoint where the data suffice; everything is a function of the arguments
+and the seed.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ornstein.data.scaling import Scaling
+from ornstein.errors import ConfigurationError, DataError
+from ornstein.metrics import distances
+from ornstein.metrics.features import SHIPPED, TRAIN_HINT, WIDTH, FeatureNet, load_features
+from ornstein.metrics.report import Measure, Report
+
+LARGEST = 2000  # examples a side in the figures that need all pairs
+NEIGHBOURS = 5
+T = TypeVar("T")
+
+
+def evaluate(
+    samples: Tensor,
+    test: Tensor,
+    train: Tensor,
+    *,
+    scaling: Scaling | None = None,
+    features: FeatureNet | None = None,
+    seed: int = 0,
+    splits: int = 10,
+) -> Report:
+    """Compare samples (n, *d) with held-out `test` (m, *d) and look for them in `train` (l, *d), all in raw units.
+
+    scaling: that of the data; distances are then in model units, and images are compared on features too. None: the
+        numbers are taken as they are.
+    features: a classifier from `load_features`; by default the shipped one where it reads the images (one channel).
+
+    Measures: `frechet_distance`, `precision`, `recall`, `density`, `coverage` (images), `energy_distance`,
+    `sliced_wasserstein` (order 2, 256 projections), `nearest_training` (median distance). The module says what each is
+    compared with. Raises `DataError` on shapes that differ, values that are not finite or fewer than 6 examples in a
+    set, `ConfigurationError` on a classifier that cannot read the images.
+    """
+    if splits < 1:
+        raise ConfigurationError(f"evaluate got splits={splits}; expected at least 1")
+    sets = {"samples": samples, "held-out data": test, "training data": train}
+    if len(shapes := {tuple(x.shape[1:]) for x in sets.values()}) > 1:
+        got = ", ".join(f"{name} {tuple(x.shape[1:])}" for name, x in sets.items())
+        raise DataError(f"evaluate got examples of {len(shapes)} shapes: {got}; expected one shape for all three")
+    scaled = [x if scaling is None else scaling.encode(x) for x in sets.values()]
+    x, y, z = (distances.matrix(x, name, NEIGHBOURS + 1) for x, name in zip(scaled, sets, strict=True))
+    draws = _Draws(len(samples), len(test), len(train), splits, seed)
+    net, notes = _feature_net(scaled[0], scaling, features)
+    measures = [] if net is None else _on_features(scaled, net, draws)
+    measures += _on_values(x, y, z, draws, seed)
+    if net is not None and min(len(samples), len(test), len(train)) <= WIDTH:
+        notes.append(f"Frechet distance: covariances of {WIDTH} features are singular at n <= {WIDTH}; read the ratio")
+    if draws.n < min(len(samples), len(test)):
+        notes.append(f"figures that need all pairs use random subsets of {draws.n} examples a side")
+    unit = "the numbers' own unit"
+    if scaling is not None:
+        unit = "model units (" + ("values from -1 to 1)" if scaling.levels else "standardised)")
+    sizes = (len(samples), len(test), len(train))
+    return Report(tuple(measures), None if net is None else str(net), unit, *sizes, seed, splits, tuple(notes))
+
+
+class _Draws:
+    """Index sets of the splits: n of the samples, of the held-out and of the training examples, at equal n."""
+
+    def __init__(self, samples: int, test: int, train: int, splits: int, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self._splits = splits
+        self.n = min(samples, test, train, LARGEST)
+        self.samples = self.subsets(samples, self.n)
+        self.test = self.subsets(test, self.n)
+        self.train = self.subsets(train, self.n)
+
+    def subsets(self, total: int, n: int) -> list[Tensor]:
+        """`splits` subsets of n of `total`: disjoint where total >= n * splits, one alone where all are taken."""
+        if n == total:
+            return [torch.arange(total)]
+        if n * self._splits <= total:
+            return list(torch.randperm(total, generator=self.generator)[: n * self._splits].split(n))
+        return [torch.randperm(total, generator=self.generator)[:n] for _ in range(self._splits)]
+
+
+def _over(figure: Callable[[Tensor, Tensor], T], a: Sequence[Tensor], b: Sequence[Tensor]) -> list[T]:
+    """The figure of each split, on examples `a` and `b`; a side taken whole has one set, for every split."""
+    return [figure(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]
+
+
+def _measure(name: str, model: Sequence[float], real: Sequence[float], n: int, against: int, better: str) -> Measure:
+    value, reference = fmean(model), fmean(real)
+    spread = stdev(real) if len(real) > 1 else 0.0
+    return Measure(name, value, reference, spread, value / reference if reference > 0 else None, n, against, better)
+
+
+def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int) -> list[Measure]:
+    """Energy distance, sliced Wasserstein and the median distance to the nearest training example."""
+
+    def both(i: Tensor, j: Tensor, candidates: Tensor) -> tuple[float, float]:
+        a, b = candidates[i], y[j]
+        return distances.energy_distance(a, b), distances.sliced_wasserstein(a, b, seed=seed)
+
+    model = zip(*_over(lambda i, j: both(i, j, x), draws.samples, draws.test), strict=True)
+    real = zip(*_over(lambda i, j: both(i, j, z), draws.train, draws.test), strict=True)
+    rows = [
+        _measure(name, m, r, draws.n, draws.n, "lower")
+        for name, m, r in zip(("energy_distance", "sliced_wasserstein"), model, real, strict=True)
+    ]
+    medians = []
+    for values, subsets in ((x, draws.samples), (y, draws.test)):
+        # Each distance belongs to one example, so those of 2 n examples serve every split.
+        pool = torch.cat(subsets).unique()
+        pool = pool[torch.randperm(len(pool), generator=draws.generator)[: 2 * draws.n]]
+        nearest = distances.nearest_distances(values[pool], z)
+        medians.append([float(nearest[part].median()) for part in draws.subsets(len(pool), draws.n)])
+    return [*rows, _measure("nearest_training", medians[0], medians[1], draws.n, len(z), "near 1")]
+
+
+def _feature_net(
+    samples: Tensor, scaling: Scaling | None, features: FeatureNet | None
+) -> tuple[FeatureNet | None, list[str]]:
+    """The classifier for these data, if one applies, and notes on that; a classifier asked for in vain is an error."""
+    notes: list[str] = []
+    if scaling is None or not scaling.is_image:
+        if features is not None:
+            raise ConfigurationError(
+                f"the classifier {features.name} compares images; got data that are not: leave it out (--features)"
+            )
+        return None, notes
+    net = load_features() if features is None else features
+    if features is None and not net.fits(samples):  # a classifier that was asked for raises when called
+        notes.append(f"no Frechet distance: the shipped classifier reads grey images only; {TRAIN_HINT}")
+        return None, notes
+    if net.name == SHIPPED.name:
+        notes.append(f"the shipped classifier knows handwritten digits; for other images {TRAIN_HINT}")
+    if net.resizes(samples):
+        size, own = tuple(samples.shape[2:]), (net.network.height, net.network.width)
+        notes.append(f"images resized from {size} to {own} (bilinear, no antialiasing) for the classifier")
+    return net, notes
+
+
+def _on_features(scaled: list[Tensor], net: FeatureNet, draws: _Draws) -> list[Measure]:
+    """Frechet distance, precision, recall, density and coverage on the classifier's features; images in model units."""
+    samples, test, train = scaled
+    n = min(len(samples), len(train))
+    taken, stand_in, everything = (
+        draws.subsets(len(samples), n),
+        draws.subsets(len(train), n),
+        [torch.arange(len(test))],
+    )
+    used = torch.cat([*stand_in, *draws.train]).unique()  # most of a large training set is never looked at
+    x, y = net((samples + 1) / 2), net((test + 1) / 2)
+    z = torch.full((len(train), WIDTH), torch.nan)
+    z[used] = net((train[used] + 1) / 2)
+
+    def frechet(candidates: Tensor, subsets: list[Tensor]) -> list[float]:
+        return _over(lambda i, j: distances.frechet_distance(candidates[i], y[j]), subsets, everything)
+
+    def shares(candidates: Tensor, subsets: list[Tensor]) -> list[distances.PrecisionRecall]:
+        return _over(lambda i, j: distances.precision_recall(candidates[i], y[j], NEIGHBOURS), subsets, draws.test)
+
+    rows = [_measure("frechet_distance", frechet(x, taken), frechet(z, stand_in), n, len(test), "lower")]
+    model, real = shares(x, draws.samples), shares(z, draws.train)
+    for name in ("precision", "recall", "density", "coverage"):
+        ours, theirs = ([getattr(share, name) for share in group] for group in (model, real))
+        rows.append(_measure(name, ours, theirs, draws.n, draws.n, "higher"))
+    return rows

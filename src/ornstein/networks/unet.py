@@ -1,0 +1,206 @@
+"""A U-Net for series (1-D) and images (2-D) of any size, built to train fast.
+
+Nearly all the time of a U-Net goes into 3x3 convolutions, whose cost is positions x width squared: so the network
+works on patches (`patch` = 2 takes each 2x2 square as one position of four times the channels, a quarter of the cost),
+and is wide where positions are few. Convolutions want channels-last memory: the input is converted once at entry and
+no layer leaves the layout. The rest is memory traffic: so the time enters by one fused multiply-add a block, and a
+skip is added after a 1x1 convolution of either branch (the linear map of a concatenation and one convolution, without
+the copy and with the coarse half done before upsampling).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ornstein.errors import ConfigurationError
+from ornstein.networks.embeddings import Embedding, check_dropout, modulate
+
+GROUP = 8  # channels a normalisation group holds; widths are multiples of it
+
+
+def convolution(dims: int, channels: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Conv1d | nn.Conv2d:
+    """A zero-padded convolution that keeps the size (or, with stride 2, leaves ceil(size / 2))."""
+    kind = nn.Conv1d if dims == 1 else nn.Conv2d
+    return kind(channels, out, kernel, stride=stride, padding=kernel // 2)
+
+
+class Block(nn.Module):
+    """`x + conv(dropout(silu(modulate(norm(conv(silu(norm(x))))))))`, all at one width."""
+
+    def __init__(self, dims: int, width: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(width // GROUP, width)
+        self.conv1 = convolution(dims, width, width)
+        self.norm2 = nn.GroupNorm(width // GROUP, width, affine=False)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = convolution(dims, width, width)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = functional.silu(modulate(self.norm2(h), self.modulation(embedding)))
+        return x + self.conv2(self.dropout(h))
+
+
+class Attention(nn.Module):
+    """`x + proj(attention(norm(x)))` over all positions; heads of 32 channels, or one head where 32 does not divide."""
+
+    def __init__(self, dims: int, width: int) -> None:
+        super().__init__()
+        self.heads = width // 32 if width % 32 == 0 else 1
+        self.norm = nn.GroupNorm(width // GROUP, width)
+        self.query_key_value = convolution(dims, width, 3 * width, kernel=1)
+        self.project = convolution(dims, width, width, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (b, 3 c, *space) -> three of (b, heads, n, c / heads): views, for channels-last memory is (b, n, 3 c) already
+        packed = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)
+        q, k, v = packed.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = functional.scaled_dot_product_attention(q, k, v)
+        h = h.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.project(h)
+
+
+class Stage(nn.Module):
+    """Blocks of one width at one resolution, each followed by attention where asked."""
+
+    def __init__(self, dims: int, width: int, embedding: int, dropout: float, blocks: int, attention: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dims, width, embedding, dropout) for _ in range(blocks))
+        self.attentions = nn.ModuleList(Attention(dims, width) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x, embedding)
+            if self.attentions:
+                x = self.attentions[i](x)
+        return x
+
+
+class UNet(nn.Module):
+    """A U-Net on `x` (b, channels, length) or (b, channels, height, width) of any size; returns the same shape.
+
+    Level i has `widths[i]` channels at 1 / (patch 2^i) of the size, `blocks` residual blocks on the way down and as
+    many on the way up. Sizes that do not divide are zero-padded to a multiple of `patch` and rounded up at each
+    halving; what was added is cropped. No layer mixes the rows of a batch. Zero output before training.
+
+    Args: `channels` of the data; `dims`, 1 or 2; `widths`, multiples of 8, finest level first; `blocks` a level;
+    `attention`, on how many of the coarsest levels blocks are followed by self-attention; `classes`, 0 or the number of
+    classes (or the length of a float condition); `patch`, 1, 2 or 4: the side of the squares taken as one position;
+    `dropout`, the probability in blocks.
+    `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three.
+    Raises ConfigurationError for arguments or input that do not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dims: int = 2,
+        widths: Sequence[int] = (64, 128),
+        blocks: int = 2,
+        attention: int = 1,
+        classes: int = 0,
+        patch: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = tuple(widths)
+        check_arguments(channels, dims, widths, blocks, attention, patch)
+        check_dropout("UNet", dropout)
+        self.spec = (
+            f"UNet(channels={channels}, dims={dims}, widths={widths}, blocks={blocks}, attention={attention}, "
+            f"classes={classes}, patch={patch}, dropout={dropout})"
+        )
+        self.channels, self.dims, self.patch = channels, dims, patch
+        size = 4 * widths[0]
+        self.embedding = Embedding(size, classes)
+        self.entry = convolution(dims, channels * patch**dims, widths[0])
+        attends = [level >= len(widths) - attention for level in range(len(widths))]
+        stages = [
+            [Stage(dims, w, size, dropout, blocks, a) for w, a in zip(widths, attends, strict=True)] for _ in range(2)
+        ]
+        steps = list(pairwise(widths))
+        self.down_stages, self.up_stages = nn.ModuleList(stages[0]), nn.ModuleList(stages[1])
+        self.downs = nn.ModuleList(convolution(dims, fine, coarse, stride=2) for fine, coarse in steps)
+        self.ups = nn.ModuleList(convolution(dims, coarse, fine, kernel=1) for fine, coarse in steps)
+        self.skips = nn.ModuleList(convolution(dims, fine, fine, kernel=1) for fine, _ in steps)
+        self.norm = nn.GroupNorm(widths[0] // GROUP, widths[0])
+        self.exit = convolution(dims, widths[0], channels * patch**dims)
+        for parameter in self.exit.parameters():
+            nn.init.zeros_(parameter)
+        if dims == 2:
+            nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        if x.ndim != self.dims + 2 or x.shape[1] != self.channels:
+            space = ("length",) if self.dims == 1 else ("height", "width")
+            expected = f"(b, {self.channels}, {', '.join(space)})"
+            raise ConfigurationError(f"UNet: got input of shape {tuple(x.shape)}, expected {expected}")
+        embedding = self.embedding(time, cond, keep)
+        h = space_to_depth(x, self.patch)
+        if self.dims == 2:
+            h = h.contiguous(memory_format=torch.channels_last)
+        h = self.entry(h)
+        skips = []
+        for level, stage in enumerate(self.down_stages):
+            h = stage(self.downs[level - 1](h) if level else h, embedding)
+            skips.append(h)
+        for level in reversed(range(len(skips))):
+            if level < len(skips) - 1:
+                h = self.skips[level](skips[level]) + upsample(self.ups[level](h), skips[level].shape[2:])
+            h = self.up_stages[level](h, embedding)
+        h = self.exit(functional.silu(self.norm(h)))
+        return depth_to_space(h, self.patch, x.shape[2:])
+
+
+def upsample(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Each position doubled along every axis of space, cropped to `shape`."""
+    x = functional.interpolate(x, scale_factor=2, mode="nearest")
+    return crop(x, shape)
+
+
+def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first `shape` positions of x (b, c, *space): x itself where nothing is to be cut."""
+    for axis, size in enumerate(shape, start=2):
+        if x.shape[axis] != size:
+            x = x.narrow(axis, 0, size)
+    return x
+
+
+def space_to_depth(x: Tensor, patch: int) -> Tensor:
+    """(b, c, *space) -> (b, c patch^dims, *ceil(space / patch)), zero-padded at the far ends."""
+    if patch == 1:
+        return x
+    padding = [pad for size in reversed(x.shape[2:]) for pad in (0, -size % patch)]
+    x = functional.pad(x, padding) if any(padding) else x
+    if x.ndim == 4:
+        return functional.pixel_unshuffle(x, patch)
+    b, c, length = x.shape
+    return x.reshape(b, c, length // patch, patch).transpose(2, 3).reshape(b, c * patch, length // patch)
+
+
+def depth_to_space(x: Tensor, patch: int, shape: Sequence[int]) -> Tensor:
+    """The inverse of `space_to_depth`, cropped to `shape`."""
+    if patch > 1 and x.ndim == 4:
+        x = functional.pixel_shuffle(x, patch)
+    elif patch > 1:
+        b, c, length = x.shape
+        x = x.reshape(b, c // patch, patch, length).transpose(2, 3).reshape(b, c // patch, length * patch)
+    return crop(x, shape)
+
+
+def check_arguments(channels: int, dims: int, widths: tuple[int, ...], blocks: int, attention: int, patch: int) -> None:
+    """Raise ConfigurationError with got, expected and remedy where the arguments of a U-Net do not fit."""
+    if dims not in (1, 2):
+        raise ConfigurationError(f"UNet: got dims={dims}, expected 1 (series) or 2 (images); use MLP for vectors")
+    if patch not in (1, 2, 4):
+        raise ConfigurationError(f"UNet: got patch={patch}, expected 1, 2 or 4")
+    if channels < 1 or blocks < 1:
+        raise ConfigurationError(f"UNet: got channels={channels}, blocks={blocks}; expected at least 1 of each")
+    if not widths or any(w < GROUP or w % GROUP for w in widths):
+        raise ConfigurationError(f"UNet: got widths={widths}, expected one positive multiple of {GROUP} a level")
+    if not 0 <= attention <= len(widths):
+        raise ConfigurationError(f"UNet: got attention={attention}, expected 0 to {len(widths)}, the number of levels")

@@ -1,0 +1,238 @@
+"""The only loop: a sampler's step repeated over a grid of times.
+
+A sampler is a frozen recipe of one step, `step(denoiser, x, t, s, memory, rng) -> (x, memory)`, from time t to time s. It
+declares facts that are checked where objects meet: `order` of accuracy, whether it is `stochastic`, and how many times it
+calls the denoiser in a full step (`stages`). `memory` is None at first and then whatever the step returned.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ornstein import grids
+from ornstein.denoisers import DenoiserLike
+from ornstein.errors import ConfigurationError, NumericalError
+from ornstein.noise import Noise
+from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.schedules.base import Time
+
+
+class Sampler(Protocol):
+    """A recipe of one step; see the module."""
+
+    order: int
+    stochastic: bool
+    stages: int
+
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: Any, rng: Noise
+    ) -> tuple[Tensor, Any]: ...
+
+
+class Counted:
+    """A denoiser that counts its calls, holding the condition of the whole run."""
+
+    def __init__(self, denoiser: DenoiserLike, cond: Tensor | None) -> None:
+        self.denoiser, self.cond, self.calls = denoiser, cond, 0
+        self.process = denoiser.process.given(cond)
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        self.calls += 1
+        return self.denoiser(x_t, t, self.cond, keep)
+
+
+class State(NamedTuple):
+    """A state of the loop: the number of steps made, the time reached, x (b, *d), and the network calls so far."""
+
+    count: int
+    t: float
+    x: Tensor
+    calls: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` returns.
+
+    x: (n, *d). calls: network evaluations per sample. seconds: wall-clock time. trajectory: (time, value) pairs, where asked.
+    """
+
+    x: Tensor
+    calls: int
+    seconds: float
+    trajectory: list[tuple[float, Tensor]] | None = None
+
+
+def sample_steps(
+    denoiser: DenoiserLike, sampler: Sampler, x: Tensor, grid: Tensor, rng: Noise, cond: Tensor | None = None
+) -> Iterator[State]:
+    """The loop as a generator: yields the state at grid[0], then after every step.
+
+    Where the grid ends at the schedule's first time and sigma is above 0 there, a last state x = estimate.x0 follows.
+    """
+    counted, memory, times = Counted(denoiser, cond), None, grid.tolist()
+    yield State(0, times[0], x, 0)
+    for count, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
+        with torch.no_grad():
+            x, memory = sampler.step(counted, x, t, s, memory, rng)
+        yield State(count, s, x, counted.calls)
+    if _ends_with_x0(counted.process, times):
+        with torch.no_grad():
+            x = counted(x, times[-1]).x0
+        yield State(len(times), 0.0, x, counted.calls)
+
+
+def sample(
+    denoiser: DenoiserLike,
+    sampler: Sampler | None = None,
+    *,
+    n: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    start: Tensor | None = None,
+    steps: int | None = None,
+    calls: int | None = None,
+    grid: Tensor | None = None,
+    cond: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    trajectory: int | Callable[[float, Tensor], Tensor] | None = None,
+) -> Samples:
+    """Draw samples, or carry given states along a grid.
+
+    Args:
+        denoiser: what to sample from, in model units; a loaded `Model` gives samples in raw units.
+        sampler: the recipe of a step; by default `Multistep(2)`, DPM-Solver++(2M).
+        n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
+        start: the states at grid[0] (n, *d), in place of a draw of the prior.
+        steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls
+            where none of them nor a grid is given).
+        grid: the times to visit; by default `grids.karras(process, steps)`. An ascending grid goes from data to noise.
+        cond: the condition, (n, ...).
+        seed: sample i depends on (seed, i) alone, whatever the batch size.
+        batch_size: examples per network call (256).
+        trajectory: k keeps every k-th state and the last; a function of (t, x) keeps its values instead.
+
+    Raises `ConfigurationError` on options that do not fit, `NumericalError` (time and call named) on NaN or infinity.
+    """
+    began = time.perf_counter()
+    sampler = sampler if sampler is not None else _default_sampler()
+    grid = _grid(denoiser.process, sampler, steps, calls, grid)
+    shape, n = _shape(denoiser, n, shape, start, cond)
+    size = 256 if batch_size is None else batch_size
+    if size < 1:
+        raise ConfigurationError(f"got batch_size={batch_size}, expected at least 1")
+    device = _device(denoiser) if start is None else start.device
+    parts, made, kept = [], 0, []
+    for first in range(0, n, size):
+        rows = slice(first, min(first + size, n))
+        part_cond = None if cond is None else cond[rows].to(device)
+
+        def run(rows: slice = rows, part_cond: Tensor | None = part_cond) -> Iterator[State]:
+            rng = Noise(seed, range(rows.start, rows.stop), device)
+            process = denoiser.process.given(part_cond)
+            x = process.prior((rows.stop - rows.start, *shape), rng, float(grid[0])) if start is None else start[rows]
+            return sample_steps(denoiser, sampler, x, grid, rng, part_cond)
+
+        states, x, made = _follow(run(), trajectory)
+        if not torch.isfinite(x).all():
+            _name_the_step(run())
+        parts.append(x)
+        kept.append(states)
+    x = torch.cat(parts) if parts else torch.empty(0, *shape)
+    scaling = getattr(denoiser, "scaling", None)
+    x = x if scaling is None else scaling.decode(x)
+    path = None
+    if trajectory is not None:
+        path = [(times[0][0], torch.cat([value for _, value in times])) for times in zip(*kept, strict=True)]
+    return Samples(x, made, time.perf_counter() - began, path)
+
+
+def _follow(
+    states: Iterator[State], trajectory: int | Callable[[float, Tensor], Tensor] | None
+) -> tuple[list[tuple[float, Tensor]], Tensor, int]:
+    """Run the loop to its end; the states or values kept on the way, the last state, the calls."""
+    kept: list[tuple[float, Tensor]] = []
+    for state in states:
+        if callable(trajectory):
+            kept.append((state.t, trajectory(state.t, state.x)))
+        elif trajectory and state.count % trajectory == 0:
+            kept.append((state.t, state.x))
+    if trajectory and not callable(trajectory) and state.count % trajectory:
+        kept.append((state.t, state.x))
+    return kept, state.x, state.calls
+
+
+def _name_the_step(states: Iterator[State]) -> None:
+    """Replay a run that left the finite numbers, to name the step where it did. Raises `NumericalError`."""
+    before = 1.0
+    for state in states:
+        if not torch.isfinite(state.x).all():
+            rows = int((~torch.isfinite(state.x)).flatten(1).any(1).sum())
+            raise NumericalError(
+                f"sampling left the finite numbers in step {state.count}, from t = {before:.6g} to {state.t:.6g} "
+                f"(network call {state.calls}), in {rows} of {len(state.x)} samples; the network returns NaN or "
+                "infinity there, or the grid is too coarse for this sampler"
+            )
+        before = state.t
+
+
+def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | None, grid: Tensor | None) -> Tensor:
+    if sum(v is not None for v in (steps, calls, grid)) > 1:
+        raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
+    if grid is None:
+        if steps is None:
+            calls = 25 if calls is None else calls
+            if calls < 1:
+                raise ConfigurationError(f"got calls={calls}, expected at least 1")
+            steps = (calls - 1) // sampler.stages + 1
+        return grids.karras(process, steps)
+    grid = torch.as_tensor(grid, dtype=torch.float64)
+    if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
+        raise ConfigurationError("got a grid that is not one axis of times in [0, 1]")
+    rises = grid[1:] - grid[:-1]
+    if not ((rises < 0).all() or (rises > 0).all()):
+        raise ConfigurationError("got a grid that is not strictly monotone, expected falling (or rising, to encode) times")
+    if sampler.stochastic and (rises > 0).any():
+        raise ConfigurationError(
+            f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
+            "Heun(), Multistep() or Ancestral(eta=0.0)"
+        )
+    return grid
+
+
+def _ends_with_x0(process: Gaussian, times: list[float]) -> bool:
+    falling = len(times) == 1 or times[0] > times[-1]
+    return falling and times[-1] == process.schedule.t_min and process.level(times[-1]).sigma > 0
+
+
+def _shape(
+    denoiser: DenoiserLike, n: int | None, shape: tuple[int, ...] | None, start: Tensor | None, cond: Tensor | None
+) -> tuple[tuple[int, ...], int]:
+    if start is not None:
+        shape, n = tuple(start.shape[1:]), len(start) if n is None else n
+    shape = getattr(denoiser, "shape", None) if shape is None else tuple(shape)
+    if shape is None:
+        raise ConfigurationError("the shape of one sample is not known: pass shape=(...)")
+    n = (1 if cond is None else len(cond)) if n is None else n
+    for name, given in (("start", start), ("cond", cond)):
+        if given is not None and len(given) != n:
+            raise ConfigurationError(f"got {len(given)} rows of {name} for n={n} samples, expected {n}")
+    if n < 0:
+        raise ConfigurationError(f"got n={n}, expected 0 or more")
+    return shape, n
+
+
+def _device(denoiser: DenoiserLike) -> torch.device:
+    parameters = getattr(denoiser, "parameters", None)
+    first = None if parameters is None else next(iter(parameters()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _default_sampler() -> Sampler:
+    from ornstein.samplers.multistep import Multistep
+
+    return Multistep()

@@ -1,0 +1,116 @@
+"""Independent truths for the tests of laws: closed forms at 50 digits, fixed noise, affine maps by evaluation."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import mpmath as mp
+import torch
+from torch import Tensor
+
+import ornstein as orn
+
+mp.mp.dps = 50
+T_VALUES = (1e-6, 1e-4, 0.01, 0.3, 0.5, 0.9, 1 - 1e-4, 1 - 1e-6)
+
+
+def _vp_integral(t, low=0.1, high=20.0):
+    return t * mp.mpf(low) + (mp.mpf(high) - mp.mpf(low)) * t**2 / 2
+
+
+def _cosine(t, s=0.008):
+    s = mp.mpf(s)
+    return mp.cos((t + s) / (1 + s) * mp.pi / 2) / mp.cos(s / (1 + s) * mp.pi / 2)
+
+
+def _edm(t, low=0.002, high=80.0, rho=7):
+    low, high = mp.mpf(low) ** (mp.mpf(1) / rho), mp.mpf(high) ** (mp.mpf(1) / rho)
+    return (low + t * (high - low)) ** rho
+
+
+# name: (schedule, alpha(t), sigma(t)), the two functions written from the papers and evaluated at 50 digits
+CLOSED: dict[str, tuple[orn.schedules.Schedule, Callable, Callable]] = {
+    "linear": (
+        orn.LinearVP(),
+        lambda t: mp.exp(-_vp_integral(t) / 2),
+        lambda t: mp.sqrt(1 - mp.exp(-_vp_integral(t))),
+    ),
+    "cosine": (orn.CosineVP(), _cosine, lambda t: mp.sqrt(1 - _cosine(t) ** 2)),
+    "ve": (orn.GeometricVE(), lambda t: mp.mpf(1), lambda t: mp.mpf(0.01) * (mp.mpf(50) / mp.mpf(0.01)) ** t),
+    "edm": (orn.EDM(), lambda t: mp.mpf(1), _edm),
+    "subvp": (
+        orn.SubVP(0.2, 12.0),
+        lambda t: mp.exp(-_vp_integral(t, 0.2, 12.0) / 2),
+        lambda t: 1 - mp.exp(-_vp_integral(t, 0.2, 12.0)),
+    ),
+    "flow": (orn.RectifiedFlow(), lambda t: 1 - t, lambda t: t),
+}
+SCHEDULES: dict[str, orn.schedules.Schedule] = {
+    **{name: law[0] for name, law in CLOSED.items()},
+    "table-linear": orn.TableSchedule.linear(1000),
+    "table-cosine": orn.TableSchedule.cosine(100),
+    "alpha-sigma": orn.FromAlphaSigma(lambda t: 1 - 0.9 * t**2, lambda t: t + t**2),
+    "sde": orn.FromSDE(lambda t: -0.5 * (0.3 + 9 * t), lambda t: (0.3 + 9 * t) ** 0.5),
+}
+
+
+def level(schedule: orn.schedules.Schedule, t: float) -> tuple[float, float]:
+    """(alpha, sigma) as floats."""
+    return float(schedule.alpha(t)), float(schedule.sigma(t))
+
+
+class Fixed:
+    """Stands in for `Noise`: hands out given numbers in order."""
+
+    def __init__(self, *normals: Tensor, u: Tensor | None = None) -> None:
+        self.normals, self.u = list(normals), u
+
+    def normal(self, shape, dtype=torch.float32) -> Tensor:
+        drawn = self.normals.pop(0)
+        assert tuple(drawn.shape) == tuple(shape)
+        return drawn.to(dtype)
+
+    def uniform(self, shape, dtype=torch.float64) -> Tensor:
+        assert self.u is not None
+        assert tuple(self.u.shape) == tuple(shape)
+        return self.u.to(dtype)
+
+
+def unit_noise(draws: int, size: int) -> Fixed:
+    """Noise for draws * size examples of shape (size,): draw k is the identity on rows k size .. (k + 1) size, else 0.
+
+    What comes out of a linear law, less what comes out without noise, is its matrix: its covariance is exact.
+    """
+    blocks = torch.eye(draws * size, dtype=torch.float64).reshape(draws * size, draws, size)
+    return Fixed(*(blocks[:, k].clone() for k in range(draws)))
+
+
+def affine_step(sampler, denoiser, t: float, s: float) -> tuple[float, float, float]:
+    """(a, b, c) of one step x -> a x + b z + c on scalars, for a denoiser that is affine in x (a normal law)."""
+    x, z = (torch.tensor(v, dtype=torch.float64).reshape(3, 1) for v in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0]))
+    out = sampler.step(denoiser, x, t, s, None, Fixed(z))[0].flatten().tolist()
+    return out[1] - out[0], out[2] - out[0], out[0]
+
+
+def moments(sampler, denoiser, times: list[float], mean: float, variance: float) -> tuple[float, float]:
+    """Mean and variance carried exactly through the steps of a sampler without memory."""
+    for t, s in itertools.pairwise(times):
+        a, b, c = affine_step(sampler, denoiser, t, s)
+        mean, variance = a * mean + c, a * a * variance + b * b
+    return mean, variance
+
+
+def order(errors: list[float]) -> float:
+    """The order of accuracy seen in errors at steps N, 2N, 4N, ...: that of the last halving."""
+    return math.log2(errors[-2] / errors[-1])
+
+
+def spd(size: int, seed: int = 3) -> Tensor:
+    """A well-conditioned positive definite matrix."""
+    a = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return a @ a.T / size + 0.5 * torch.eye(size, dtype=torch.float64)
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers of a fixed seed, drawn by torch."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)

@@ -1,0 +1,246 @@
+"""Training: bit-identical resume, data order, averages, the learning rate, and what stops it."""
+
+import itertools
+import json
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ornstein as orn
+from ornstein import checkpoints, experiment
+from ornstein.config import RunOptions, TrainingOptions, with_options
+from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
+from ornstein.training import Batches, Run, train
+
+QUIET = {"validate_every": 0, "grid_every": 0, "save_every": 0, "log_every": 1}
+TINY = {"network": "UNet(widths=(8,), blocks=1, attention=0, dropout=0.1)", "batch_size": 16}
+
+
+def options(data: str = "digits", **changes: object) -> RunOptions:
+    return with_options(RunOptions(data), {**TINY, **QUIET, **changes})
+
+
+def states_equal(a: Run, b: Run) -> bool:
+    first, second = a.state(), b.state()
+    return first[1] == second[1] and all(torch.equal(first[0][k], second[0][k]) for k in first[0].keys() | second[0].keys())
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("condition", ["none", "labels"])
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, condition):
+    whole = experiment.create(options(steps=12, condition=condition), tmp_path / "whole")
+    whole.train(progress=False)
+    part = experiment.create(options(steps=12, condition=condition), tmp_path / "part")
+    step = part.run.step
+
+    def stop_after_seven(*args):
+        record = step(*args)
+        part._interrupted = record.count == 7
+        return record
+
+    part.run.step = stop_after_seven
+    assert part.train(progress=False)["stopped"] == "interrupted"
+    torch.manual_seed(123)  # the global generator must not matter
+    again = experiment.resume(tmp_path / "part")
+    assert again.run.count == 7
+    again.train(progress=False)
+    assert states_equal(whole.run, again.run)
+    kept = ("step", "loss", "gradient_norm", "learning_rate")
+    first, second = ([{k: v[k] for k in kept} for v in lines(tmp_path / name)] for name in ("whole", "part"))
+    assert first == second
+    assert [v["step"] for v in first] == list(range(1, 13))
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+    run = experiment.create(options(steps=50), tmp_path / "run")
+    step = run.run.step
+
+    def interrupt(*args):
+        record = step(*args)
+        if record.count == 3:
+            signal.raise_signal(signal.SIGINT)
+        return record
+
+    run.run.step = interrupt
+    summary = run.train(progress=False)
+    assert (summary["stopped"], summary["steps"]) == ("interrupted", 3)
+    assert experiment.resume(tmp_path / "run").run.count == 3
+
+
+def test_order_visits_every_example_once_an_epoch_and_is_a_function_of_the_seed():
+    order = Batches(10, seed=3)
+    rows = torch.cat([order.rows(seen, 7) for seen in range(0, 70, 7)])
+    for epoch in range(7):
+        assert sorted(rows[10 * epoch : 10 * epoch + 10].tolist()) == list(range(10))
+    assert torch.equal(Batches(10, seed=3).rows(33, 20), torch.cat([order.rows(33, 7), order.rows(40, 13)]))
+    assert not torch.equal(Batches(10, seed=4).rows(0, 10), rows[:10])
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x, time):
+        return x * 0 + self.weight
+
+
+def test_average_is_the_power_function_profile():
+    """With weights 1, 2, 3, ... the averages of the recursion equal sum_k w_k prod_{j>k} beta_j, from its definition."""
+    ema, n = 0.2, 9
+    run = Run(orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v"), orn.Objective(), TrainingOptions(steps=n, ema=ema))
+    for k in range(1, n + 1):
+        run.count = k
+        with torch.no_grad():
+            run.parameters[0].fill_(float(k))
+        run._average()
+    betas = [(1 - 1 / k) ** (1 / ema) for k in range(1, n + 1)]
+    expected = sum((1 - betas[k - 1]) * k * math.prod(betas[k:]) for k in range(1, n + 1))
+    assert run.averages[0].tolist() == pytest.approx([expected] * 2, rel=1e-6)
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    data, net = torch.randn(64, 2), Line()
+    records = list(train(orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v"), data, steps=100, learning_rate=0.5))
+    rates = [r.learning_rate for r in records]
+    assert rates[:3] == pytest.approx([0.5 / 3, 1.0 / 3, 0.5], rel=1e-2)
+    assert rates[50] == pytest.approx(0.25, rel=1e-6)
+    assert 0 < rates[-1] < 5e-4
+    assert [r.count for r in records] == list(range(1, 101))
+
+
+def test_training_reaches_the_closed_form_optimum():
+    """A linear x0 denoiser on normal data at one noise level has the Gaussian posterior mean as its optimum."""
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def forward(self, x, time):
+            return self.layer(x)
+
+    class OneTime:
+        def __call__(self, process, u):
+            return torch.full_like(u, 0.4)
+
+    process = orn.Gaussian(orn.CosineVP())
+    data = 1.0 + 0.5 * torch.randn(4096, 1, generator=torch.Generator().manual_seed(0))
+    net = Linear()
+    for _ in train(orn.Denoiser(net, process, "x0"), data, orn.Objective(OneTime()), steps=600, batch_size=256, learning_rate=0.05):
+        pass
+    exact = orn.exact.Normal(process, data.mean(0), data.var(0))
+    x = torch.linspace(-1, 2, 5)[:, None]
+    assert torch.allclose(net(x, None), exact(x, 0.4).x0.float(), atol=0.02)
+
+
+def test_leaving_the_loop_early_leaves_the_averaged_weights():
+    net = Line()
+    denoiser = orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v")
+    steps = train(denoiser, torch.randn(64, 2), steps=50, learning_rate=0.1)
+    for _ in itertools.islice(steps, 5):
+        last = net.weight.detach().clone()
+    steps.close()
+    assert not torch.equal(net.weight, last)
+    assert not denoiser.training
+    assert denoiser.shape == (2,)
+
+
+def test_nan_loss_stops_names_step_and_noise_level_and_keeps_the_last_good_state(tmp_path):
+    run = experiment.create(options(steps=20), tmp_path / "run")
+    objective = run.run.objective
+
+    def poisoned(denoiser, x0, cond, rng, keep=None):
+        loss = objective(denoiser, x0, cond, rng, keep)
+        return replace(loss, per_example=loss.per_example * (float("nan") if run.run.count == 4 else 1.0))
+
+    run.run.objective = poisoned
+    with pytest.raises(NumericalError, match=r"step 5: .* at t = .*log-SNR.*last good state"):
+        run.train(progress=False)
+    saved = experiment.resume(tmp_path / "run").run
+    assert saved.count == 4
+    assert all(torch.isfinite(v).all() for v in saved.state()[0].values())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "state"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tmp_path, damage):
+    run = experiment.create(options(steps=4, save_every=2), tmp_path / "run")
+    run.train(progress=False)
+    last, before = (p.name for p in reversed(checkpoints.checkpoints(tmp_path / "run")))
+    weights = tmp_path / "run" / "checkpoints" / last / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "cut":
+        weights.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[-5] ^= 1
+        weights.write_bytes(content)
+    else:
+        state = weights.with_name("state.json")
+        state.write_text(state.read_text().replace('"step": 4', '"step": 5'))
+    with pytest.raises(CheckpointError, match=f"{last}.*{before}"):
+        orn.load(tmp_path / "run")
+
+
+def test_only_the_last_checkpoints_are_kept_and_nothing_is_pickled(tmp_path):
+    run = experiment.create(options(steps=8, save_every=2, keep=2), tmp_path / "run")
+    run.train(progress=False)
+    names = [p.name for p in checkpoints.checkpoints(tmp_path / "run")]
+    assert names == ["step-00000006", "step-00000008"]
+    kinds = {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert kinds == {".json", ".jsonl", ".safetensors"}
+
+
+def test_budget_fixes_the_steps_once_and_stores_them(tmp_path):
+    run = experiment.create(options(budget="4s", batch_size=8), tmp_path / "run")
+    summary = run.train(progress=False)
+    assert summary["steps"] == run.run.total >= 50
+    assert experiment.resume(tmp_path / "run").run.total == run.run.total
+
+
+def test_load_gives_samples_in_raw_units(tmp_path):
+    experiment.create(options(steps=3), tmp_path / "run").train(progress=False)
+    model = orn.load(tmp_path / "run")
+    x = orn.sample(model, n=3, calls=2).x
+    assert (x.dtype, x.shape) == (torch.uint8, (3, 8, 8))
+    assert int(x.max()) <= 16
+    assert not any(p.requires_grad and p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"steps": 10, "budget": "1m"}, "both"),
+        ({"budget": "soon"}, "duration"),
+        ({"schedule": "CosineVP", "parametrization": "eps"}, "SNR"),
+        ({"device": "warp"}, "device"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        experiment.create(options(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_are_refused():
+    denoiser = orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v")
+    for bad in (torch.full((4, 2), float("nan")), torch.zeros(0, 2), torch.zeros(4, 2, dtype=torch.uint8)):
+        with pytest.raises(DataError, match="expected"):
+            train(denoiser, bad)
+    with pytest.raises(DataError, match="3 conditions for 4 examples"):
+        train(denoiser, torch.zeros(4, 2), cond=torch.zeros(3))
+
+
+def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="--resume"):
+        experiment.create(options(steps=1), tmp_path / "run")
+    assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
