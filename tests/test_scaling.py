@@ -34,7 +34,7 @@ def test_levels_round_trip_exactly(shape, layout, model, levels):
     scaling = Scaling.measure(_tensor(raw), levels=levels)
     assert (scaling.layout, scaling.shape, scaling.raw_shape) == (layout, model, shape[1:])
     x = scaling.encode(_tensor(raw))
-    expected = 2.0 * raw / (levels - 1) - 1
+    expected = 2.0 * (raw - raw.mean()) / (levels - 1)
     if layout == "hw":
         expected = expected[:, None]
     elif layout == "hwc":
@@ -46,6 +46,7 @@ def test_levels_round_trip_exactly(shape, layout, model, levels):
     assert back.dtype == torch.uint8
     assert back.is_contiguous()
     np.testing.assert_array_equal(back.numpy(), raw)
+    assert abs(expected.mean()) < 1e-12
     # sigma_data, from its definition
     assert scaling.sigma_data == pytest.approx(expected.std(), rel=1e-12)
 

@@ -3,6 +3,7 @@
 A grid of `steps` steps ends at t = 0 where sigma(0) = 0: steps + 1 times, the last step landing on the data. Where
 sigma(0) > 0 (VE, EDM, tables) it has `steps` times and ends at the schedule's first time; the last step is then
 `x = estimate.x0`, made by the loop. So either way a sampler that calls the network once a step makes `steps` calls.
+A subset of a chain that does not visit the chain's first step ends at t = 0: the data, for a table.
 """
 
 import torch
@@ -58,7 +59,7 @@ def leading(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:
 def linspace(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:
     """`steps` members of a chain of T = `chain` steps, equally spaced from T to 1, both visited."""
     _check(steps, chain)
-    return _subset(process, [round(v) for v in torch.linspace(chain, 1, steps, dtype=torch.float64).tolist()], chain)
+    return _subset(process, [round(v) + 1 for v in torch.linspace(chain - 1, 0, steps, dtype=torch.float64).tolist()], chain)
 
 
 def lands_on_data(process: Gaussian) -> bool:
@@ -99,4 +100,5 @@ def _subset(process: Gaussian, members: list[int], chain: int) -> Tensor:
     if table != chain:
         raise ConfigurationError(f"got chain={chain} for a table of {table} steps, expected chain={table}")
     times = torch.tensor(members, dtype=torch.float64) / chain
-    return torch.cat([times, times.new_zeros(1)]) if lands_on_data(process) else times
+    ended = times[-1] <= process.schedule.t_min and not lands_on_data(process)
+    return times if ended else torch.cat([times, times.new_zeros(1)])

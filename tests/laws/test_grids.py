@@ -65,10 +65,15 @@ def test_members_of_a_chain(steps):
     trailing = np.round(np.arange(1000, 0, -1000 / steps))[:steps] - 1
     linspace = np.linspace(0, 999, steps).round()[::-1] if steps > 1 else [999]
     for law, truth in ((grids.leading, leading), (grids.trailing, trailing), (grids.linspace, linspace)):
-        assert np.allclose(law(process, steps).numpy() * 1000 - 1, truth, atol=1e-9), law.__name__
+        grid = law(process, steps).numpy() * 1000 - 1
+        assert np.allclose(grid[:steps], truth, atol=1e-9), law.__name__
+        assert len(grid) == steps + (truth[-1] > 0)  # after a last member above the first step, the data
+        assert grid[-1] in (0, -1)
 
 
 def test_members_of_a_chain_of_another_length_and_schedule():
-    assert np.allclose(grids.trailing(orn.Gaussian(orn.TableSchedule.cosine(100)), 4, chain=100), [1, 0.75, 0.5, 0.25])
+    assert np.allclose(
+        grids.trailing(orn.Gaussian(orn.TableSchedule.cosine(100)), 4, chain=100), [1, 0.75, 0.5, 0.25, 0]
+    )
     assert np.allclose(grids.leading(orn.Gaussian(orn.CosineVP()), 4, chain=8), [7 / 8, 5 / 8, 3 / 8, 1 / 8, 0])
     assert math.isclose(float(grids.linspace(orn.Gaussian(orn.EDM()), 2)[1]), 1 / 1000)

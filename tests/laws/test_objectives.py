@@ -233,7 +233,7 @@ def test_energy_gradient_reaches_the_weights():
     rng.uniform((6,))
     eps = rng.normal(X0.shape, torch.float64)
     x_t = alpha * X0 + sigma * eps
-    assert float(loss) == pytest.approx(float((-0.5 * x_t + eps / sigma).square().mean()))
+    assert loss.item() == pytest.approx(float((-0.5 * x_t + eps / sigma).square().mean()))
     assert float(network.w.grad) == pytest.approx(float((2 * (-0.5 * x_t + eps / sigma) * -x_t).mean()))
 
 

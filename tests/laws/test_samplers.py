@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def normal_flow(schedule, x, t: float, s: float):
     return alpha_s * MEAN + stretch * (x - alpha_t * MEAN)
 
 
-def mixture_flow(schedule, x, t: float, s: float):
+@cache
+def mixture_flow(name: str, t: float, times: tuple[float, ...]):
     """The ODE of a mixture in EDM's variables, dy/dr = (y - D(y; r)) / r with y = x / alpha, by scipy to 1e-12."""
 
     def slope(log_r, y):
@@ -48,10 +50,12 @@ def mixture_flow(schedule, x, t: float, s: float):
         share /= share.sum(1, keepdims=True)
         return y - (share * (MEANS + VARIANCES / (VARIANCES + r2) * (y[:, None] - MEANS))).sum(1)
 
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = level(schedule, t), level(schedule, s)
-    span = [math.log(sigma_t / alpha_t), math.log(sigma_s / alpha_s)]
-    found = solve_ivp(slope, span, x / alpha_t, method="DOP853", rtol=1e-12, atol=1e-12)
-    return alpha_s * found.y[:, -1]
+    schedule = SCHEDULES[name]
+    (alpha, sigma), levels = level(schedule, t), [level(schedule, s) for s in times]
+    at = [math.log(s / a) for a, s in levels]
+    begin = math.log(sigma / alpha)
+    found = solve_ivp(slope, [begin, at[-1]], start(schedule, t) / alpha, "DOP853", at, rtol=1e-12, atol=1e-12)
+    return [a * y for (a, _), y in zip(levels, found.y.T, strict=True)]
 
 
 def start(schedule, t):
@@ -59,41 +63,46 @@ def start(schedule, t):
     return alpha * MEAN + math.sqrt(alpha**2 * VARIANCE + sigma**2) * STARTS
 
 
-_TRUTH = {}
-
-
 @pytest.mark.parametrize("data", ["normal", "mixture"])
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_order_of_accuracy(sampler, name, data):
+    """The largest relative error at five times on the way (an error at one time may happen to pass through 0)."""
     process, t, s = orn.Gaussian(SCHEDULES[name]), 0.9, 0.1
     x, recipe = start(process.schedule, t), SAMPLERS[sampler]
+    times = tuple(torch.linspace(t, s, 6, dtype=torch.float64)[1:].tolist())
     if data == "normal":
         denoiser = normal(process)
-        truth = normal_flow(process.schedule, x, t, s)
+        truth = [normal_flow(process.schedule, x, t, r) for r in times]
     else:
         denoiser = exact.Mixture(process, *(torch.from_numpy(v) for v in (MEANS[:, None], VARIANCES, WEIGHTS)))
-        if name not in _TRUTH:
-            _TRUTH[name] = mixture_flow(process.schedule, x, t, s)
-        truth = _TRUTH[name]
+        truth = mixture_flow(name, t, times)
     errors = []
-    for steps in (40, 80):
+    for steps in (60, 120):
         grid = torch.linspace(t, s, steps + 1, dtype=torch.float64)
-        got = sample(denoiser, recipe, start=torch.from_numpy(x)[:, None], grid=grid).x[:, 0].numpy()
-        errors.append(float(np.abs(got - truth).max()))
+        found = sample(denoiser, recipe, start=torch.from_numpy(x)[:, None], grid=grid, trajectory=steps // 5)
+        states = [state[:, 0].numpy() for _, state in found.trajectory[1:]]
+        errors.append(max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(states, truth, strict=True)))
     assert order(errors) >= recipe.order - 0.25
-    assert errors[-1] < 0.1 * np.abs(truth).max()
+    assert errors[-1] < 0.1
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "flow", "subvp"])
+@pytest.mark.parametrize("name", ["cosine", "flow"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_order_with_both_ends_of_time(sampler, name):
-    """From t = 1, where alpha may be 0, to t = 0, where sigma is: the steps of order 1 there do not spoil the order."""
+    """From t = 1, where alpha may be 0, to t = 0, where sigma is: the steps of order 1 there do not spoil the order.
+
+    The grid is uniform in the angle whose tangent is sigma / alpha; uniform in t, sigma ~ sqrt(t) would spoil it. From
+    alpha = 0 the error of 2M falls as log(N)^2 / N^2, so that it needs more steps to show its order.
+    """
     process, recipe = orn.Gaussian(SCHEDULES[name]), SAMPLERS[sampler]
     x = start(process.schedule, 1.0)
     truth, errors = normal_flow(process.schedule, x, 1.0, 0.0), []
-    for steps in (64, 128):
-        grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    alpha, sigma = level(process.schedule, 1.0)
+    for steps in (512, 1024) if sampler == "2M" else (64, 128):
+        inner = torch.linspace(math.atan2(sigma, alpha), 0, steps + 1, dtype=torch.float64)[1:-1]
+        times = process.schedule.time_at(-2 * torch.log(torch.tan(inner)))
+        grid = torch.cat([torch.ones(1), times, torch.zeros(1)])
         got = sample(normal(process), recipe, start=torch.from_numpy(x)[:, None], grid=grid).x[:, 0].numpy()
         errors.append(float(np.abs(got - truth).max()))
     assert order(errors) >= recipe.order - 0.25
@@ -334,6 +343,13 @@ def test_the_last_step_is_the_estimate_of_x0_where_noise_remains():
         (3, 0.0, 3),
     ]
     assert torch.equal(states[-1].x, denoiser(states[-2].x, 0.0).x0)
+    single = list(sample_steps(denoiser, Euler(), torch.ones(1, 1).double(), grid[:1], Noise(0, 1)))
+    assert torch.equal(single[-1].x, denoiser(torch.ones(1, 1).double(), 1.0).x0)  # one time is one call
+    table = normal(orn.Gaussian(SCHEDULES["table-linear"]))
+    chain = orn.grids.trailing(table.process, 4)  # 1, .75, .5, .25, 0: index 0 of a chain is the data
+    states = list(sample_steps(table, Euler(), torch.ones(1, 1).double(), chain, Noise(0, 1)))
+    assert [state.t for state in states] == [1, 0.75, 0.5, 0.25, 0]
+    assert torch.equal(states[-1].x, table(states[-2].x, 0.25).x0)
     inner = list(sample_steps(denoiser, Euler(), torch.ones(1, 1).double(), grid[:2], Noise(0, 1)))
     assert len(inner) == 2  # a grid that stops short of the data stays noisy
     up = list(sample_steps(denoiser, Euler(), torch.ones(1, 1).double(), grid.flip(0), Noise(0, 1)))

@@ -114,17 +114,23 @@ def _options(kind: Any) -> Iterator[str]:
 
 
 def _plain(box: str) -> str:
-    """The message in tyro's box of lines: what stands above its first rule, in one line."""
-    body = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│ ")
-        if text and not text.strip("─╰╯"):
+    """The message in tyro's box of lines (ASCII where stdout knows no other), what stands above the rule, in one line."""
+    body: list[str] = []
+    for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]:
+        text = line.strip("│| ")
+        rule = not text.strip("─-╰╯+")
+        if rule and any(body):
             break
-        body.append(text)
+        body.append("" if rule else text)
     message = " ".join(" ".join(body).split()).partition(" Got errors:")[0].rstrip(". ")
+    message = re.sub(
+        r"^invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)$", r"got \1 for \2, expected \3", message
+    )
     kinds = {"INT": "a whole number", "FLOAT": "a number"}
     wrong = re.fullmatch(r"Error parsing (\S+): no type matching (\w+) could be instantiated from \['(.*)'\]", message)
     if wrong:
         return f"got '{wrong[3]}' for {wrong[1]}, expected {kinds.get(wrong[2], wrong[2])}"
+    if empty := re.match(r"Missing value for argument '(\S+)'", message):
+        return f"{empty[1]} lacks its value"
     missing = re.fullmatch(r"Missing from .*?: (\S+) .*", message)
     return f"{missing[1]} is missing" if missing else message or "the command line cannot be read"

@@ -226,7 +226,7 @@ class Gaussian:
         x_t = estimate.x_t
         alpha_s, sigma_s, log_snr_s = self.level(s)
         fresh = -expm1(self.level(t).log_snr - log_snr_s)
-        tau = eta**2 * fresh
+        tau = eta**2 * fresh if eta else 0.0
         mean = spread(alpha_s, x_t) * estimate.x0
         if self.base is not None:
             mean = mean + (1 - spread(alpha_s, x_t)) * self.base.mean.to(x_t)

@@ -72,15 +72,17 @@ def sample_steps(
 ) -> Iterator[State]:
     """The loop as a generator: yields the state at grid[0], then after every step.
 
-    Where the grid ends at the schedule's first time and sigma is above 0 there, a last state x = estimate.x0 follows.
+    Where the grid falls to the schedule's first time and sigma is above 0 there, a last state x = estimate.x0 follows; so
+    it does after the time before 0 on a table, and after a single time.
     """
-    counted, memory, times = Counted(denoiser, cond), None, grid.tolist()
+    counted, memory = Counted(denoiser, cond), None
+    times, lands = _landing(counted.process, grid.tolist())
     yield State(0, times[0], x, 0)
     for count, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
         with torch.no_grad():
             x, memory = sampler.step(counted, x, t, s, memory, rng)
         yield State(count, s, x, counted.calls)
-    if _ends_with_x0(counted.process, times):
+    if lands:
         with torch.no_grad():
             x = counted(x, times[-1]).x0
         yield State(len(times), 0.0, x, counted.calls)
@@ -204,9 +206,17 @@ def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | N
     return grid
 
 
-def _ends_with_x0(process: Gaussian, times: list[float]) -> bool:
+def _landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:
+    """The times to visit, and whether x = estimate.x0 follows the last: where a falling grid ends on noise at the data end.
+
+    That end is the schedule's first time; below it (0 on a table) lies the data itself, so the last time visited is the
+    one before. A single time is a single call.
+    """
+    first = process.schedule.t_min
+    if len(times) > 1 and times[-2] >= first > times[-1]:
+        return times[:-1], True
     falling = len(times) == 1 or times[0] > times[-1]
-    return falling and times[-1] == process.schedule.t_min and process.level(times[-1]).sigma > 0
+    return times, falling and (len(times) == 1 or times[-1] == first) and process.level(times[-1]).sigma > 0
 
 
 def _shape(

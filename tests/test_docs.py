@@ -1,0 +1,55 @@
+"""The README's code runs, every public name is documented, and imports run one way."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import ornstein as orn
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
+LAYERS = (
+    "errors", "files", "noise", "config", "schedules", "processes", "denoisers", "exact", "grids", "objectives",
+    "samplers", "networks", "data", "plots", "metrics", "specs", "training", "checkpoints", "experiment", "cli",
+)  # fmt: skip
+
+
+def test_the_first_minute_runs_as_printed(capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert "steps=1_000" in code
+    exec(compile(code.replace("steps=1_000", "steps=250"), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "31 network calls" in printed
+    assert "nats" in printed
+
+
+@pytest.mark.parametrize("name", sorted(orn.EXPORTS))
+def test_every_public_name_says_what_it_is(name):
+    value = getattr(orn, name)
+    assert inspect.getdoc(value), name
+    if inspect.isclass(value):
+        for key, member in vars(value).items():
+            if not key.startswith("_") and inspect.isfunction(member) and key != "forward":
+                assert inspect.getdoc(getattr(value, key)), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+def test_imports_run_one_way_and_files_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    parts = path.relative_to(ROOT / "src" / "ornstein").with_suffix("").parts
+    if parts[0] not in LAYERS:
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ornstein."):
+            home = node.module.split(".")[1]
+            assert LAYERS.index(home) <= LAYERS.index(parts[0]), f"{path.name} imports {node.module}"
+
+
+def test_the_public_names_are_imported_only_when_used():
+    assert set(orn.EXPORTS) <= set(dir(orn))
+    with pytest.raises(AttributeError, match="no attribute 'Hoin'"):
+        _ = orn.Hoin
