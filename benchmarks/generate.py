@@ -1,7 +1,7 @@
 """Train by the command line, sample, and measure: the rows of the README's table.
 
-    python benchmarks/generate.py digits                       # what `make demo` does, over several seeds
-    python benchmarks/generate.py ../shared/data/mnist.npz --preset mnist --budget 10m -n 2000 --calls 25
+python benchmarks/generate.py digits                       # what `make demo` does, over several seeds
+python benchmarks/generate.py ../shared/data/mnist.npz --preset mnist --budget 10m -n 2000 --calls 25
 """
 
 import argparse
@@ -35,7 +35,10 @@ def main() -> None:
             run = str((given.keep or Path(scratch)) / f"seed-{seed}")
             options = [f"--{k}={v}" for k, v in (("preset", given.preset), ("budget", given.budget)) if v]
             trained, took = ornstein("train", given.data, "--out", run, "--seed", str(seed), *options)
-            print(f"seed {seed}: {trained['steps']} steps, {trained['images_per_s']} images/s, {took:.0f} s in all,", end=" ")
+            print(
+                f"seed {seed}: {trained['steps']} steps, {trained['images_per_s']} images/s, {took:.0f} s in all,",
+                end=" ",
+            )
             print(f"{trained['precision']}, validation loss {trained['validation_loss']:.4f}", flush=True)
             report, took = ornstein("evaluate", run, "--calls", given.calls, *(["-n", given.n] if given.n else []))
             print(f"sampled and measured in {took:.0f} s\n{json.dumps(report, indent=1)}", flush=True)

@@ -1,6 +1,6 @@
 """What it costs to start: `import ornstein` beside `import torch`, and `ornstein --help`, as medians of fresh processes.
 
-    python benchmarks/startup.py [--runs 9]
+python benchmarks/startup.py [--runs 9]
 """
 
 import argparse

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from ornstein.data import Dataset, load_dataset
 from ornstein.errors import DataError, OrnsteinError
-from ornstein.metrics.features import SHIPPED, LeNet, save_features
+from ornstein.metrics.features import SHIPPED, LeNet, pixels, save_features
 
 BATCH, LEARNING_RATE = 128, 1e-3
 
@@ -58,8 +58,8 @@ def labelled(data: Dataset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise DataError(f"{data.name} has examples of shape {data.scaling.raw_shape}; expected uint8 images")
     if data.train_labels is None or data.test_labels is None:
         raise DataError(f"{data.name} has no labels; expected a class for each image (a folder for each, or an array)")
-    images = [(data.scaling.encode(raw) + 1) / 2 for raw in (data.train, data.test)]
-    return images[0], data.train_labels.long(), images[1], data.test_labels.long()
+    images, test_images = (pixels(raw, data.scaling) for raw in (data.train, data.test))
+    return images, data.train_labels.long(), test_images, data.test_labels.long()
 
 
 def main() -> None:

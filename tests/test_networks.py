@@ -103,7 +103,7 @@ def test_rows_of_a_batch_do_not_meet(network: nn.Module, shape: tuple[int, ...])
 
 @pytest.mark.parametrize("scale", [1000.0, 1.0], ids=["1000t", "quarter-log-sigma"])
 def test_time_is_resolved_in_either_convention(scale: float) -> None:
-    """Least squares on the features recovers a function of time with structure at a tenth of the range, at unseen times."""
+    """Least squares on the features recovers, at unseen times, a function with structure at a tenth of the range."""
     t = torch.rand(6000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     time = 1000 * t if scale == 1000 else 4 * t - 2.5
     target = torch.sin(6 * torch.pi * t) + torch.exp(-(((t - 0.5) / 0.1) ** 2))
@@ -173,6 +173,20 @@ def test_overfits_one_batch(network: nn.Module, shape: tuple[int, ...]) -> None:
         loss.backward()
         optimiser.step()
     assert loss < 0.02  # from 1
+
+
+@pytest.mark.parametrize(("network", "shape"), [case.values for case in CASES if case.id in ("mlp-7", "unet-9x14")])
+def test_bfloat16_autocast_agrees_with_float32_and_has_gradients(network: nn.Module, shape: tuple[int, ...]) -> None:
+    awake(network).zero_grad()
+    x, keep = torch.randn(3, *shape), torch.tensor([True, False, True])
+    for cond in (None, torch.tensor([0, 1, 2]), torch.eye(3)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = network(x, TIMES, cond, keep)
+        out.float().square().mean().backward()
+        with torch.no_grad():
+            exact = network(x, TIMES, cond, keep)
+        assert (out - exact).norm() < 0.05 * exact.norm()  # bfloat16 has 8 bits: 0.4 % an operation
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -25,7 +25,9 @@ def options(data: str = "digits", **changes: object) -> RunOptions:
 
 def states_equal(a: Run, b: Run) -> bool:
     first, second = a.state(), b.state()
-    return first[1] == second[1] and all(torch.equal(first[0][k], second[0][k]) for k in first[0].keys() | second[0].keys())
+    return first[1] == second[1] and all(
+        torch.equal(first[0][k], second[0][k]) for k in first[0].keys() | second[0].keys()
+    )
 
 
 def lines(folder) -> list[dict]:
@@ -94,7 +96,9 @@ class Line(torch.nn.Module):
 def test_average_is_the_power_function_profile():
     """With weights 1, 2, 3, ... the averages of the recursion equal sum_k w_k prod_{j>k} beta_j, from its definition."""
     ema, n = 0.2, 9
-    run = Run(orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v"), orn.Objective(), TrainingOptions(steps=n, ema=ema))
+    run = Run(
+        orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v"), orn.Objective(), TrainingOptions(steps=n, ema=ema)
+    )
     for k in range(1, n + 1):
         run.count = k
         with torch.no_grad():
@@ -133,7 +137,9 @@ def test_training_reaches_the_closed_form_optimum():
     process = orn.Gaussian(orn.CosineVP())
     data = 1.0 + 0.5 * torch.randn(4096, 1, generator=torch.Generator().manual_seed(0))
     net = Linear()
-    for _ in train(orn.Denoiser(net, process, "x0"), data, orn.Objective(OneTime()), steps=600, batch_size=256, learning_rate=0.05):
+    for _ in train(
+        orn.Denoiser(net, process, "x0"), data, orn.Objective(OneTime()), steps=600, batch_size=256, learning_rate=0.05
+    ):
         pass
     exact = orn.exact.Normal(process, data.mean(0), data.var(0))
     x = torch.linspace(-1, 2, 5)[:, None]

@@ -61,9 +61,7 @@ class Model:
         return self.denoiser.parameters()
 
 
-def describe(
-    denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def describe(denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[str, ...] = ()) -> dict[str, Any]:
     """What `rebuild` needs to make the same denoiser, as JSON. Raises `ConfigurationError` for parts that are the user's own."""
     network = getattr(denoiser.network, "spec", None)
     schedule = repr(denoiser.process.schedule)
@@ -136,7 +134,9 @@ def read(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Te
     if not found:
         raise CheckpointError(f"no checkpoint in {folder / 'checkpoints'}; expected a run that was saved at least once")
     place = found[-1]
-    before = f"; remove {place} to go back to {found[-2].name}" if len(found) > 1 else "; it is the only one of this run"
+    before = (
+        f"; remove {place} to go back to {found[-2].name}" if len(found) > 1 else "; it is the only one of this run"
+    )
     try:
         state = json.loads((place / STATE).read_text())
         body = {name: state[name] for name in ("counters", "weights_sha256")}
@@ -157,7 +157,9 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         if not {"options", "model"} <= config.keys():
             raise ValueError("it lacks options or model")
     except FileNotFoundError:
-        raise CheckpointError(f"no {CONFIG} in {folder}; expected the folder of a run, as `ornstein train` makes it") from None
+        raise CheckpointError(
+            f"no {CONFIG} in {folder}; expected the folder of a run, as `ornstein train` makes it"
+        ) from None
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); expected the configuration of a run") from None
     return config

@@ -122,7 +122,9 @@ def with_options(options: RunOptions, changes: dict[str, Any]) -> RunOptions:
     for name, value in changes.items():
         key = name.replace("-", "_")
         if key not in homes:
-            raise ConfigurationError(f"unknown option '{name}', expected one of the options of training{nearest(key, homes)}")
+            raise ConfigurationError(
+                f"unknown option '{name}', expected one of the options of training{nearest(key, homes)}"
+            )
         group = homes[key]
         options = replace(options, **{group: replace(getattr(options, group), **{key: value})})
     return options
@@ -131,7 +133,9 @@ def with_options(options: RunOptions, changes: dict[str, Any]) -> RunOptions:
 def preset(name: str) -> dict[str, Any]:
     """The options of a preset. Raises `ConfigurationError` on an unknown name, with the nearest known one."""
     if name not in PRESETS:
-        raise ConfigurationError(f"unknown preset '{name}', expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+        raise ConfigurationError(
+            f"unknown preset '{name}', expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}"
+        )
     return PRESETS[name]
 
 

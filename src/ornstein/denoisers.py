@@ -25,7 +25,9 @@ UNDEFINED_WITHOUT_SIGNAL = ("eps", "score", "energy")
 class DenoiserLike(Protocol):
     """What samplers and objectives need: a process, and a call that returns an `Estimate`."""
 
-    process: Gaussian
+    @property
+    def process(self) -> Gaussian:
+        """The forward process."""
 
     def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate: ...
 
@@ -102,7 +104,9 @@ class Retargeted:
 
     def __init__(self, denoiser: DenoiserLike, process: Gaussian) -> None:
         if denoiser.process.base is not process.base:
-            raise ConfigurationError("got processes with different bases, expected one base: only schedules are exchanged")
+            raise ConfigurationError(
+                "got processes with different bases, expected one base: only schedules are exchanged"
+            )
         self.denoiser, self.process = denoiser, process
         self.shape: tuple[int, ...] | None = getattr(denoiser, "shape", None)
 
@@ -129,7 +133,9 @@ def _check(process: Gaussian, parametrization: str, variance: str | None, sigma_
     if variance not in (None, "learned"):
         raise ConfigurationError(f"got variance {variance!r}, expected None or 'learned'")
     if sigma_data is not None and not sigma_data > 0:
-        raise ConfigurationError(f"got sigma_data={sigma_data}, expected a positive number: the data's standard deviation")
+        raise ConfigurationError(
+            f"got sigma_data={sigma_data}, expected a positive number: the data's standard deviation"
+        )
     if parametrization == "edm" and sigma_data is None:
         raise ConfigurationError("parametrization 'edm' needs sigma_data, the standard deviation of the data")
     if parametrization in UNDEFINED_WITHOUT_SIGNAL and process.level(1.0).alpha == 0:

@@ -42,7 +42,9 @@ class Normal:
         white = torch.linalg.solve_triangular(factor, half.T, upper=False)
         self._variances, vectors = torch.linalg.eigh((white + white.T) / 2)
         if self._variances.min() < 0 and self._variances.min() < -1e-9 * self._variances.max():
-            raise ConfigurationError(f"got a covariance with eigenvalue {self._variances.min():g}, expected none below 0")
+            raise ConfigurationError(
+                f"got a covariance with eigenvalue {self._variances.min():g}, expected none below 0"
+            )
         self._variances = self._variances.clamp(min=0)
         self._to, self._from = vectors.T @ torch.linalg.inv(factor), factor @ vectors
 
@@ -91,7 +93,9 @@ class Mixture:
         self.variances = variances.reshape(-1, 1) if variances.ndim < 2 else variances.flatten(1)
         weights = torch.ones(len(means)) if weights is None else weights
         if weights.shape != means.shape[:1] or not (weights > 0).all():
-            raise ConfigurationError(f"got weights of shape {tuple(weights.shape)}, expected ({len(means)},), all positive")
+            raise ConfigurationError(
+                f"got weights of shape {tuple(weights.shape)}, expected ({len(means)},), all positive"
+            )
         self._log_weights = torch.log(weights.double() / weights.double().sum())
         zeros = torch.zeros(self.means.shape[1], dtype=torch.float64)
         self._mu = zeros if base is None else base.mean.double().flatten()
@@ -139,5 +143,3 @@ class Empirical(Mixture):
         if not smoothing >= 0:
             raise ConfigurationError(f"got smoothing={smoothing}, expected 0 or above")
         super().__init__(process, data, float(smoothing) ** 2)
-
-

@@ -1,6 +1,6 @@
 """A run folder: train what its configuration says, with a log, validation, sample grids and checkpoints on the way.
 
-    RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.png
+RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.png
 """
 
 import dataclasses
@@ -24,7 +24,16 @@ from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, NumericalError
 from ornstein.files import atomic_write
 from ornstein.noise import Noise, fold
-from ornstein.objectives import EDMWeighting, LogNormalSigma, MinSNR, Objective, Simple, Stratified, UniformSteps, UniformTime
+from ornstein.objectives import (
+    EDMWeighting,
+    LogNormalSigma,
+    MinSNR,
+    Objective,
+    Simple,
+    Stratified,
+    UniformSteps,
+    UniformTime,
+)
 from ornstein.plots.grids import image_grid
 from ornstein.processes.gaussian import Gaussian
 from ornstein.samplers import sample
@@ -56,7 +65,11 @@ class Experiment:
         """
         began, first = time.perf_counter(), self.run.count
         bar = tqdm(
-            total=self.run.total, initial=first, unit="step", disable=not (progress and sys.stderr.isatty()), leave=False
+            total=self.run.total,
+            initial=first,
+            unit="step",
+            disable=not (progress and sys.stderr.isatty()),
+            leave=False,
         )
         train, labels = self.dataset.train, self.dataset.train_labels if self.labelled else None
         order, batch = Batches(len(train), self.options.training.seed), self.options.training.batch_size
@@ -186,7 +199,12 @@ def create(options: RunOptions, folder: Path) -> Experiment:
     denoiser = build(options, dataset)
     model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
     run = Run(denoiser, objective(options), options.training)
-    data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "train": len(dataset.train), "test": len(dataset.test)}
+    data = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "train": len(dataset.train),
+        "test": len(dataset.test),
+    }
     config = {"options": dataclasses.asdict(options), "data": data, "model": model, "total": options.training.steps}
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_config(folder, config)
@@ -200,7 +218,9 @@ def resume(folder: Path) -> Experiment:
     options = with_options(RunOptions(config["options"]["data"]), changes)
     dataset = load_dataset(options.data, seed=options.training.seed)
     if dataset.fingerprint != config["data"]["fingerprint"]:
-        raise CheckpointError(f"the data in {options.data} are not those of the run {folder}: their fingerprint differs")
+        raise CheckpointError(
+            f"the data in {options.data} are not those of the run {folder}: their fingerprint differs"
+        )
     denoiser = checkpoints.rebuild(config["model"]).to(_device(options.training))
     run = Run(denoiser, objective(options), options.training)
     run.restore(*checkpoints.read(folder))
@@ -239,7 +259,9 @@ def _device(options: TrainingOptions) -> torch.device:
     try:
         return torch.empty(0, device=options.device).device
     except (RuntimeError, AssertionError):
-        raise ConfigurationError(f"got device '{options.device}', which is not there; expected auto, cpu, cuda or mps") from None
+        raise ConfigurationError(
+            f"got device '{options.device}', which is not there; expected auto, cpu, cuda or mps"
+        ) from None
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -6,6 +6,8 @@ sigma(0) > 0 (VE, EDM, tables) it has `steps` times and ends at the schedule's f
 A subset of a chain that does not visit the chain's first step ends at t = 0: the data, for a table.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Gaussian
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+Law = Callable[[float, float, Tensor], Tensor]
 
 
 def uniform(process: Gaussian, steps: int) -> Tensor:
@@ -59,12 +62,14 @@ def leading(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:
 def linspace(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:
     """`steps` members of a chain of T = `chain` steps, equally spaced from T to 1, both visited."""
     _check(steps, chain)
-    return _subset(process, [round(v) + 1 for v in torch.linspace(chain - 1, 0, steps, dtype=torch.float64).tolist()], chain)
+    return _subset(
+        process, [round(v) + 1 for v in torch.linspace(chain - 1, 0, steps, dtype=torch.float64).tolist()], chain
+    )
 
 
 def lands_on_data(process: Gaussian) -> bool:
     """Whether sigma is 0 at the first time of the schedule, so that the last step of a grid lands on the data."""
-    return process.level(process.schedule.t_min).sigma == 0
+    return bool(process.level(process.schedule.t_min).sigma == 0)
 
 
 def _points(process: Gaussian, steps: int) -> int:
@@ -73,10 +78,12 @@ def _points(process: Gaussian, steps: int) -> int:
     return steps + 1 if lands_on_data(process) else steps
 
 
-def _between(process: Gaussian, steps: int, sigma_min: float, sigma_max: float, law) -> Tensor:  # type: ignore[no-untyped-def]
+def _between(process: Gaussian, steps: int, sigma_min: float, sigma_max: float, law: Law) -> Tensor:
     _points(process, steps)
     if not 0 < sigma_min < sigma_max:
-        raise ConfigurationError(f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max")
+        raise ConfigurationError(
+            f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max"
+        )
     schedule = process.schedule
     ends = torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)
     first, last = torch.exp(-schedule.log_snr(ends) / 2).tolist()

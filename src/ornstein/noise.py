@@ -39,7 +39,9 @@ class Noise:
         self._blocks = sorted({i // BLOCK for i in indices})
         place = {block: BLOCK * k for k, block in enumerate(self._blocks)}
         rows = [place[i // BLOCK] + i % BLOCK for i in indices]
-        self._rows = None if rows == list(range(BLOCK * len(place))) else torch.tensor(rows, dtype=torch.long).to(device)
+        self._rows = (
+            None if rows == list(range(BLOCK * len(place))) else torch.tensor(rows, dtype=torch.long).to(device)
+        )
         self._generators = [torch.Generator(self.device).manual_seed(fold(seed, block)) for block in self._blocks]
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

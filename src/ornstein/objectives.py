@@ -183,5 +183,5 @@ class Objective:
         error = estimate.reading(reading) - replace(truth, sigma_data=estimate.sigma_data).reading(reading)
         loss = error.square().flatten(1).mean(1)
         if not isinstance(self.weighting, Simple):
-            loss = loss * self.weighting(process.level(t).log_snr).to(loss)
+            loss = loss * self.weighting(process.schedule.log_snr(t)).to(loss)
         return Loss(loss, t)

@@ -8,8 +8,7 @@ tensors and its two counters goes on bit for bit as if it had never stopped, on 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +26,8 @@ BETAS = (0.9, 0.99)
 OPTIMISER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True)
+class Record:
     """What one step did: `count` steps made of `total` (None until a budget has fixed it), the mean loss of the batch, the
     norm of the gradient before clipping, the learning rate."""
 
@@ -204,8 +204,14 @@ def train(
 
     Raises `DataError` on data that do not fit and `NumericalError` on a loss that is not finite.
     """
-    changes = {"steps": steps, "seed": seed, "batch_size": batch_size, "learning_rate": learning_rate}
-    options = replace(options or TrainingOptions(), **{k: v for k, v in changes.items() if v is not None})
+    options = options or TrainingOptions()
+    options = replace(
+        options,
+        steps=options.steps if steps is None else steps,
+        seed=options.seed if seed is None else seed,
+        batch_size=options.batch_size if batch_size is None else batch_size,
+        learning_rate=options.learning_rate if learning_rate is None else learning_rate,
+    )
     if options.budget is not None:
         raise ConfigurationError("a budget is kept by the command line, `ornstein train --budget`; give steps here")
     options = options if options.steps is not None else replace(options, steps=1000)
@@ -236,7 +242,9 @@ def _examples(
         return data.train, labels if cond is None else cond, data.scaling.encode
     examples = torch.as_tensor(data)
     if not examples.is_floating_point():
-        raise DataError(f"got data of type {examples.dtype}, expected floats in model units, or a Dataset with its scaling")
+        raise DataError(
+            f"got data of type {examples.dtype}, expected floats in model units, or a Dataset with its scaling"
+        )
     if examples.ndim < 2 or len(examples) < 1 or not torch.isfinite(examples).all():
         raise DataError(f"got data of shape {tuple(examples.shape)}, expected finite examples (n, *d)")
     if cond is not None and len(cond) != len(examples):

@@ -50,7 +50,7 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         _help()
     if argv == ["--version"]:
-        print(f"ornstein {__version__}")
+        print(f"ornstein {__version__}", flush=True)
         return 0
     name = argv[0]
     if name not in COMMANDS:

@@ -114,7 +114,7 @@ def _options(kind: Any) -> Iterator[str]:
 
 
 def _plain(box: str) -> str:
-    """The message in tyro's box of lines (ASCII where stdout knows no other), what stands above the rule, in one line."""
+    """The message in tyro's box, which is of ASCII where stdout knows no other: what stands above its rule."""
     body: list[str] = []
     for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]:
         text = line.strip("│| ")

@@ -225,7 +225,7 @@ def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> N
     classes = model.classes
     if path.suffix.lower() == ".png" and not path.is_dir():
         # Classes in turn: a row each time round.
-        in_turn = labels is not None and len(set(labels.tolist())) == len(classes) <= LARGEST_ROW
+        in_turn = labels is not None and 1 < len(set(labels.tolist())) == len(classes) <= LARGEST_ROW
         image_grid(images, path, len(classes) if in_turn else None)
         return
     if not all(re.fullmatch(r"\w[\w .-]*", name) for name in classes):  # names that cannot be a folder's

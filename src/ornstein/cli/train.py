@@ -1,7 +1,8 @@
 """`ornstein train`: make a run, or go on with one."""
 
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,8 +113,7 @@ def _check(run: RunOptions) -> None:
 
 
 def _resume(options: Options, folder: Path) -> Outcome:
-    given = [f.name for f in fields(options) if getattr(options, f.name) != getattr(Options(), f.name)]
-    others = [name for name in given if name not in ("resume", "json")]
+    others = list(_given(replace(options, resume=None, json=False), Options()))
     if others:
         raise ConfigurationError(
             f"--resume goes on with a run as it was configured, got {', '.join(others)} with it; leave that out, or "
@@ -124,9 +124,23 @@ def _resume(options: Options, folder: Path) -> Outcome:
     return _train(experiment.resume(folder), options.json)
 
 
+def _given(options: Any, default: Any) -> Iterator[str]:
+    """The options that differ from the default, by their names on the command line."""
+    for name in (f.name for f in fields(options)):
+        value, usual = getattr(options, name), getattr(default, name)
+        if is_dataclass(usual):
+            yield from _given(value, usual)
+        elif value != usual:
+            yield "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+
+
 def _train(made: Any, json: bool) -> Outcome:
     """Train an `Experiment` and put its summary into words."""
-    say(f"{made.dataset.describe()}\ntraining {made.folder} from step {made.run.count}; Ctrl-C saves and stops")
+    say(made.dataset.describe())
+    if made.run.count == made.run.total:
+        say(f"{made.folder} is finished: all its {made.run.total} steps are made")
+    else:
+        say(f"training {made.folder} from step {made.run.count}; Ctrl-C saves and stops")
     summary = made.train(progress=True)
     losses = [
         f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in ("loss", "validation_loss") if summary.get(name)

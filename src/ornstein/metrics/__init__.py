@@ -9,7 +9,7 @@ from ornstein.metrics.distances import (
     sliced_wasserstein,
 )
 from ornstein.metrics.evaluation import evaluate
-from ornstein.metrics.features import FeatureNet, LeNet, load_features, save_features
+from ornstein.metrics.features import FeatureNet, LeNet, load_features, pixels, save_features
 from ornstein.metrics.report import Measure, Report
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "frechet_distance",
     "load_features",
     "nearest_distances",
+    "pixels",
     "precision_recall",
     "save_features",
     "sliced_wasserstein",

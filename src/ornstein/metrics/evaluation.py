@@ -26,7 +26,7 @@ from torch import Tensor
 from ornstein.data.scaling import Scaling
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.metrics import distances
-from ornstein.metrics.features import SHIPPED, TRAIN_HINT, WIDTH, FeatureNet, load_features
+from ornstein.metrics.features import SHIPPED, TRAIN_HINT, WIDTH, FeatureNet, load_features, pixels
 from ornstein.metrics.report import Measure, Report
 
 LARGEST = 2000  # examples a side in the figures that need all pairs
@@ -65,7 +65,7 @@ def evaluate(
     x, y, z = (distances.matrix(x, name, NEIGHBOURS + 1) for x, name in zip(scaled, sets, strict=True))
     draws = _Draws(len(samples), len(test), len(train), splits, seed)
     net, notes = _feature_net(scaled[0], scaling, features)
-    measures = [] if net is None else _on_features(scaled, net, draws)
+    measures = [] if net is None or scaling is None else _on_features(list(sets.values()), scaling, net, draws)
     measures += _on_values(x, y, z, draws, seed)
     if net is not None and min(len(samples), len(test), len(train)) <= WIDTH:
         notes.append(f"Frechet distance: covariances of {WIDTH} features are singular at n <= {WIDTH}; read the ratio")
@@ -73,7 +73,7 @@ def evaluate(
         notes.append(f"figures that need all pairs use random subsets of {draws.n} examples a side")
     unit = "the numbers' own unit"
     if scaling is not None:
-        unit = "model units (" + ("values from -1 to 1)" if scaling.levels else "standardised)")
+        unit = "model units (" + ("black to white is 2)" if scaling.is_image else "standardised)")
     sizes = (len(samples), len(test), len(train))
     return Report(tuple(measures), None if net is None else str(net), unit, *sizes, seed, splits, tuple(notes))
 
@@ -155,19 +155,16 @@ def _feature_net(
     return net, notes
 
 
-def _on_features(scaled: list[Tensor], net: FeatureNet, draws: _Draws) -> list[Measure]:
-    """Frechet distance, precision, recall, density and coverage on the classifier's features; images in model units."""
-    samples, test, train = scaled
+def _on_features(sets: list[Tensor], scaling: Scaling, net: FeatureNet, draws: _Draws) -> list[Measure]:
+    """Frechet distance, precision, recall, density and coverage on the classifier's features; images as raw data."""
+    samples, test, train = sets
     n = min(len(samples), len(train))
-    taken, stand_in, everything = (
-        draws.subsets(len(samples), n),
-        draws.subsets(len(train), n),
-        [torch.arange(len(test))],
-    )
+    taken, stand_in = draws.subsets(len(samples), n), draws.subsets(len(train), n)
+    everything = [torch.arange(len(test))]
     used = torch.cat([*stand_in, *draws.train]).unique()  # most of a large training set is never looked at
-    x, y = net((samples + 1) / 2), net((test + 1) / 2)
+    x, y = (net(pixels(raw, scaling)) for raw in (samples, test))
     z = torch.full((len(train), WIDTH), torch.nan)
-    z[used] = net((train[used] + 1) / 2)
+    z[used] = net(pixels(train[used], scaling))
 
     def frechet(candidates: Tensor, subsets: list[Tensor]) -> list[float]:
         return _over(lambda i, j: distances.frechet_distance(candidates[i], y[j]), subsets, everything)

@@ -15,13 +15,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ornstein.errors import CheckpointError, ConfigurationError
+from ornstein.data.scaling import Scaling
+from ornstein.errors import CheckpointError, ConfigurationError, DataError
 
 SHIPPED = Path(__file__).parent / "mnist_lenet.safetensors"
 FORMAT = "ornstein-lenet-1"
 SIZE = ("channels", "height", "width", "classes")  # what builds a LeNet
 WIDTH = 128  # number of features
 TRAIN_HINT = "train one with `python benchmarks/train_classifier.py DATA --out FILE` and name it with --features FILE"
+
+
+def pixels(raw: Tensor, scaling: Scaling) -> Tensor:
+    """Raw images (n, *raw_shape) as the classifier reads them: (n, c, h, w), raw / (levels - 1), so in [0, 1].
+
+    Model units will not do: where they put black and white depends on the data. `DataError` where these are no images.
+    """
+    if not scaling.is_image or scaling.levels is None or tuple(raw.shape[1:]) != scaling.raw_shape:
+        raise DataError(
+            f"the classifier got {scaling.layout} {scaling.dtype} data of shape {tuple(raw.shape)}; expected uint8 images "
+            f"of shape {scaling.raw_shape}"
+        )
+    images = raw.float() / (scaling.levels - 1)
+    if scaling.layout == "hw":
+        return images.unsqueeze(1)
+    return images.movedim(-1, 1) if scaling.layout == "hwc" else images
 
 
 class LeNet(nn.Module):
@@ -94,10 +111,10 @@ class FeatureNet:
             )
         size = (self.network.height, self.network.width)
         parts = []
-        for part in images.cpu().float().split(500):
+        for part in images.cpu().float().split(100):  # small parts, channels last: 3.5x faster than 500 at a time
             if self.resizes(images):
                 part = interpolate(part, size=size, mode="bilinear", align_corners=False, antialias=False)
-            parts.append(self.network.features(part))
+            parts.append(self.network.features(part.contiguous(memory_format=torch.channels_last)))
         return torch.cat(parts)
 
 
@@ -150,7 +167,8 @@ def load_features(path: str | Path | None = None) -> FeatureNet:
             f"(got {got.get(wrong[0])}, expected {expected.get(wrong[0])}); {TRAIN_HINT}"
         )
     network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    return FeatureNet(network.eval().requires_grad_(False), path.name, hashlib.sha256(raw).hexdigest(), about)
+    network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return FeatureNet(network, path.name, hashlib.sha256(raw).hexdigest(), about)
 
 
 def _header(raw: bytes) -> dict[str, Any]:

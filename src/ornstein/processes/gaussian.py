@@ -10,6 +10,7 @@ reading r = p (x_0 - mu) + q eps is known by its pair (p, q), and any two readin
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -75,7 +76,9 @@ class Estimate:
         wanted_p, wanted_q = self._pair(kind, level)
         det = alpha * q - sigma * p
         if isinstance(det, float) and det == 0.0:
-            raise NumericalError(f"{kind} is not determined by {self.kind} at t = {self.t:g}, where its factor in x_t is 0")
+            raise NumericalError(
+                f"{kind} is not determined by {self.kind} at t = {self.t:g}, where its factor in x_t is 0"
+            )
         on_x, on_value = (wanted_p * q - wanted_q * p) / det, (wanted_q * alpha - wanted_p * sigma) / det
         return spread(on_x, self.x_t), spread(on_value, self.x_t)
 
@@ -89,7 +92,7 @@ class Estimate:
             return -sigma, alpha
         if kind == "velocity":
             slopes = self.process.schedule.slopes(self.t)
-            return (float(slopes[0]), float(slopes[1])) if isinstance(self.t, float) else slopes
+            return slopes if isinstance(self.t, Tensor) else (float(slopes[0]), float(slopes[1]))
         if kind == "edm":
             norm = (sigma**2 + (alpha * self.sigma_data) ** 2) ** 0.5
             return sigma / (self.sigma_data * norm), -alpha * self.sigma_data / norm
@@ -141,13 +144,13 @@ class Gaussian:
 
         With x (b, *d), tensors are of the type of x and the shape (b, 1, ..., 1) that stands beside it.
         """
-        if isinstance(t, float):
-            return float_level(self.schedule, t)
+        if isinstance(t, float | int):
+            return float_level(self.schedule, float(t))
         if x is not None:
             t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
         log_alpha, log_sigma = self.schedule.log_alpha(t), self.schedule.log_sigma(t)
-        level = Level(log_alpha.exp(), log_sigma.exp(), 2 * (log_alpha - log_sigma))
-        return level if x is None else Level(level.alpha.to(x), level.sigma.to(x), level.log_snr.to(x))
+        alpha, sigma, log_snr = log_alpha.exp(), log_sigma.exp(), 2 * (log_alpha - log_sigma)
+        return Level(alpha, sigma, log_snr) if x is None else Level(alpha.to(x), sigma.to(x), log_snr.to(x))
 
     def given(self, cond: Tensor | dict[str, Tensor] | None) -> "Gaussian":
         """The process under a condition. This base does not depend on one, so it is the process itself."""
@@ -202,7 +205,9 @@ class Gaussian:
             raise ConfigurationError(f"got {len(given)} readings, expected exactly one of {', '.join(READINGS)}")
         kind, value = given[0]
         if value.shape != x_t.shape:
-            raise ConfigurationError(f"got {kind} of shape {tuple(value.shape)}, expected that of x_t {tuple(x_t.shape)}")
+            raise ConfigurationError(
+                f"got {kind} of shape {tuple(value.shape)}, expected that of x_t {tuple(x_t.shape)}"
+            )
         t = t if isinstance(t, float) else as_time(t)
         if kind == "score":
             kind = "eps"
@@ -230,7 +235,7 @@ class Gaussian:
         mean = spread(alpha_s, x_t) * estimate.x0
         if self.base is not None:
             mean = mean + (1 - spread(alpha_s, x_t)) * self.base.mean.to(x_t)
-        if not (isinstance(s, float) and sigma_s == 0):
+        if not (isinstance(sigma_s, float) and sigma_s == 0):
             mean = mean + spread(sigma_s * (1 - tau) ** 0.5, x_t) * estimate.eps
         std = spread(sigma_s * tau**0.5, x_t)
         if estimate.fraction is not None and (floor or not (isinstance(s, float) and sigma_s == 0)):
@@ -266,7 +271,7 @@ class Gaussian:
         """
         times = [float(t) for t in grid]
         states = [self.noise(x0, times[0], rng)]
-        for s, t in zip(times[:-1], times[1:], strict=True):
+        for s, t in pairwise(times):
             states.append(self.transition(states[-1], s, t).sample(rng))
         return torch.stack(states)
 
@@ -276,6 +281,6 @@ class Gaussian:
         alpha, sigma, _ = self.level(times[0])
         mu = 0.0 if self.base is None else self.base.mean.to(x0)
         total = GaussianLaw(mu + alpha * (x0 - mu), sigma, self.base).log_prob(path[0])
-        for i, (s, t) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (s, t) in enumerate(pairwise(times)):
             total = total + self.transition(path[i], s, t).log_prob(path[i + 1])
         return total

@@ -8,7 +8,8 @@ calls the denoiser in a full step (`stages`). `memory` is None at first and then
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,9 +25,17 @@ from ornstein.schedules.base import Time
 class Sampler(Protocol):
     """A recipe of one step; see the module."""
 
-    order: int
-    stochastic: bool
-    stages: int
+    @property
+    def order(self) -> int:
+        """Order of accuracy, which the tests measure."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+
+    @property
+    def stages(self) -> int:
+        """Calls of the denoiser in a full step."""
 
     def step(
         self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: Any, rng: Noise
@@ -45,7 +54,8 @@ class Counted:
         return self.denoiser(x_t, t, self.cond, keep)
 
 
-class State(NamedTuple):
+@dataclass(frozen=True)
+class State:
     """A state of the loop: the number of steps made, the time reached, x (b, *d), and the network calls so far."""
 
     count: int
@@ -78,7 +88,7 @@ def sample_steps(
     counted, memory = Counted(denoiser, cond), None
     times, lands = _landing(counted.process, grid.tolist())
     yield State(0, times[0], x, 0)
-    for count, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
+    for count, (t, s) in enumerate(pairwise(times), start=1):
         with torch.no_grad():
             x, memory = sampler.step(counted, x, t, s, memory, rng)
         yield State(count, s, x, counted.calls)
@@ -197,7 +207,9 @@ def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | N
         raise ConfigurationError("got a grid that is not one axis of times in [0, 1]")
     rises = grid[1:] - grid[:-1]
     if not ((rises < 0).all() or (rises > 0).all()):
-        raise ConfigurationError("got a grid that is not strictly monotone, expected falling (or rising, to encode) times")
+        raise ConfigurationError(
+            "got a grid that is not strictly monotone, expected falling (or rising, to encode) times"
+        )
     if sampler.stochastic and (rises > 0).any():
         raise ConfigurationError(
             f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
@@ -216,7 +228,8 @@ def _landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:
     if len(times) > 1 and times[-2] >= first > times[-1]:
         return times[:-1], True
     falling = len(times) == 1 or times[0] > times[-1]
-    return times, falling and (len(times) == 1 or times[-1] == first) and process.level(times[-1]).sigma > 0
+    at_end = len(times) == 1 or times[-1] == first
+    return times, falling and at_end and float(process.level(times[-1]).sigma) > 0
 
 
 def _shape(

@@ -9,8 +9,9 @@ from torch import Tensor
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
+from ornstein.processes.normal import Number
 
-Memory = tuple[float, Tensor]
+Memory = tuple[Number, Tensor]  # log_snr and x_0 of the last call
 
 
 @dataclass(frozen=True)

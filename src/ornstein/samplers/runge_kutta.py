@@ -33,7 +33,9 @@ class _Churned:
 
     def __post_init__(self) -> None:
         if not 0 <= self.churn <= math.sqrt(2) - 1:
-            raise ConfigurationError(f"got churn={self.churn}, expected 0 to sqrt(2) - 1: EDM's S_churn divided by steps")
+            raise ConfigurationError(
+                f"got churn={self.churn}, expected 0 to sqrt(2) - 1: EDM's S_churn divided by steps"
+            )
         if not 0 <= self.churn_min <= self.churn_max or not self.churn_noise > 0:
             raise ConfigurationError(
                 f"got churn_min={self.churn_min}, churn_max={self.churn_max}, churn_noise={self.churn_noise}, "

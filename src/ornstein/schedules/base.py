@@ -118,5 +118,7 @@ class Schedule:
     def _finite(self, name: str, t: Time, value: Tensor) -> Tensor:
         if not torch.isfinite(value).all():
             where = as_time(t)[~torch.isfinite(value)].reshape(-1)[0].item()
-            raise NumericalError(f"{name} of {type(self).__name__} is infinite at t = {where:g}; stop short of that end")
+            raise NumericalError(
+                f"{name} of {type(self).__name__} is infinite at t = {where:g}; stop short of that end"
+            )
         return value

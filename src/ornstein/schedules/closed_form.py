@@ -208,4 +208,6 @@ class RectifiedFlow(Schedule):
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ConfigurationError(f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max")
+        raise ConfigurationError(
+            f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max"
+        )
