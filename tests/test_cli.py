@@ -15,6 +15,7 @@ from PIL import Image
 from ornstein import __version__, experiment
 from ornstein.cli import COMMANDS, layers, main
 from ornstein.config import PRESETS, RunOptions
+from ornstein.data import load_dataset
 from ornstein.errors import NumericalError
 
 UNET = "UNet(widths=(8,), blocks=1, attention=0)"
@@ -311,10 +312,13 @@ def test_the_grid_and_the_calls_of_a_sampler(cli, runs):
     assert calls("--grid", "trailing(chain=10)", "--steps", 5) == 5
 
 
-def test_classes_in_turn_or_one(cli, runs):
+def test_classes_are_those_of_the_data_or_one(cli, runs):
     run = runs / "labels"
-    cli("sample", run, "-n", 12, "--calls", 1, "--out", "x.npz")
-    assert np.load("x.npz")["labels"].tolist() == [*range(10), 0, 1]
+    cli("sample", run, "-n", 300, "--calls", 1, "--out", "x.npz")
+    labels, real = np.load("x.npz")["labels"], load_dataset("digits").train_labels.numpy()
+    assert np.abs(np.bincount(labels, minlength=10) / 300 - np.bincount(real) / len(real)).max() < 2 / 300
+    cli("sample", run, "-n", 12, "--calls", 1, "--out", "few.npz")
+    assert np.load("few.npz")["labels"].tolist() == labels[:12].tolist()
     cli("sample", run, "-n", 3, "--calls", 1, "--class", "7", "--out", "seven.npz")
     assert np.load("seven.npz")["labels"].tolist() == [7, 7, 7]
     assert cli("sample", run, "-n", 3, "--calls", 1, "--class", "7", "--out", "sevens").status == 0
@@ -454,7 +458,7 @@ def test_command_lines_that_cannot_be(fails, tmp_path, argv, said):
     ("argv", "said"),
     [
         (["-n", "0"], "got -n 0"),
-        (["--calls", "0"], "got --calls 0"),
+        (["--calls", "0"], "got calls=0"),
         (["--steps", "3", "--calls", "3"], "got both --steps and --calls"),
         (["--batch-size", "0"], "got --batch-size 0"),
         (["--sampler", "Heum"], "did you mean 'Heun'?"),

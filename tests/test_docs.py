@@ -12,7 +12,7 @@ import ornstein as orn
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
-    "errors", "files", "noise", "config", "schedules", "processes", "denoisers", "exact", "grids", "objectives",
+    "errors", "files", "devices", "noise", "config", "schedules", "processes", "denoisers", "exact", "grids", "objectives",
     "samplers", "networks", "data", "plots", "metrics", "specs", "training", "checkpoints", "experiment", "cli",
 )  # fmt: skip
 
@@ -20,7 +20,7 @@ LAYERS = (
 def test_the_first_minute_runs_as_printed(capsys):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert "steps=1_000" in code
-    exec(compile(code.replace("steps=1_000", "steps=250"), "README.md", "exec"), {})
+    exec(compile(code.replace("steps=1_000", "steps=50"), "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "31 network calls" in printed
     assert "nats" in printed

@@ -56,6 +56,15 @@ class Model:
         """The denoiser's estimate, in model units."""
         return self.denoiser(x_t, t, cond, keep)
 
+    def labels(self, n: int) -> Tensor:
+        """Classes of n samples, (n,), in the proportions of the training data: that of sample i is a function of i alone.
+
+        The multiples of the golden ratio, modulo 1, are spread evenly at every n; each is read as a place in the classes.
+        """
+        counts = torch.tensor(self.config["data"]["class_counts"], dtype=torch.float64)
+        places = (torch.arange(n, dtype=torch.float64) + 0.5) * ((5**0.5 - 1) / 2) % 1
+        return torch.searchsorted(counts.cumsum(0) / counts.sum(), places, right=True).clamp(max=len(counts) - 1)
+
     def parameters(self) -> Any:
         """The parameters of the network."""
         return self.denoiser.parameters()

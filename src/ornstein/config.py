@@ -1,7 +1,7 @@
 """The options of the command line and of a run, as frozen dataclasses, and the presets, in one table. Imports no torch.
 
 An option that names an object of the library (a schedule, a network, a sampler) is written as a constructor call with
-literal arguments: `CosineVP`, `LinearVP(beta_max=18.)`, `UNet(width=64, patch=2)`; `ornstein.specs` reads it, without
+literal arguments: `CosineVP`, `LinearVP(beta_max=18.)`, `UNet(patch=2)`; `ornstein.specs` reads it, without
 executing anything.
 """
 
@@ -95,11 +95,22 @@ class RunOptions:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
-        "network": "UNet(width=32)",
-        "steps": 3000,
+        "network": "UNet(widths=(64, 96), blocks=1, attention=1, dropout=0.1)",
+        "schedule": "EDM",
+        "parametrization": "edm",
+        "condition": "labels",
+        "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "steps": 900,
     },
     "mnist": {
-        "network": "UNet(width=64, patch=2)",
+        "network": "UNet(widths=(64, 96, 128), blocks=1, attention=1, patch=2)",
+        "schedule": "EDM",
+        "parametrization": "edm",
+        "condition": "labels",
+        "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
+        "batch_size": 32,
         "learning_rate": 2e-3,
     },
     "toy2d": {

@@ -112,8 +112,8 @@ class Retargeted:
 
     def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
         old = self.denoiser.process
-        old_t = old.schedule.time_at(self.process.schedule.log_snr(t))
-        old_t = float(old_t) if isinstance(t, float) else old_t
+        matched = old.schedule.time_at(self.process.schedule.log_snr(t))
+        old_t = matched if isinstance(t, Tensor) else float(matched)
         ours, theirs = self.process.level(t), old.level(old_t)
         by_sigma = as_time(ours.log_snr) < 0
         ratio = torch.where(

@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 
 from ornstein import checkpoints
-from ornstein.config import GROUPS, RunOptions, TrainingOptions, seconds, with_options
+from ornstein.config import GROUPS, RunOptions, seconds, with_options
 from ornstein.data import Dataset, load_dataset, require_labels, to_uint8_images
 from ornstein.denoisers import Denoiser
+from ornstein.devices import autocast, pick_device
 from ornstein.errors import CheckpointError, ConfigurationError, NumericalError
 from ornstein.files import atomic_write
 from ornstein.noise import Noise, fold
@@ -39,7 +40,7 @@ from ornstein.processes.gaussian import Gaussian
 from ornstein.samplers import sample
 from ornstein.schedules import Schedule
 from ornstein.specs import construct, with_arguments
-from ornstein.training import Batches, Record, Run, autocast
+from ornstein.training import Batches, Record, Run
 
 LOG = "log.jsonl"
 MEASURED = 50  # steps from which a budget learns the speed
@@ -198,12 +199,13 @@ def create(options: RunOptions, folder: Path) -> Experiment:
     dataset = load_dataset(options.data, seed=options.training.seed)
     denoiser = build(options, dataset)
     model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
-    run = Run(denoiser, objective(options), options.training)
+    run, labels = Run(denoiser, objective(options), options.training), dataset.train_labels
     data = {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "train": len(dataset.train),
         "test": len(dataset.test),
+        "class_counts": [] if labels is None else torch.bincount(labels, minlength=len(dataset.classes)).tolist(),
     }
     config = {"options": dataclasses.asdict(options), "data": data, "model": model, "total": options.training.steps}
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +223,7 @@ def resume(folder: Path) -> Experiment:
         raise CheckpointError(
             f"the data in {options.data} are not those of the run {folder}: their fingerprint differs"
         )
-    denoiser = checkpoints.rebuild(config["model"]).to(_device(options.training))
+    denoiser = checkpoints.rebuild(config["model"]).to(pick_device(options.training.device))
     run = Run(denoiser, objective(options), options.training)
     run.restore(*checkpoints.read(folder))
     _cut_log(folder / LOG, run.count)
@@ -244,24 +246,13 @@ def build(options: RunOptions, dataset: Dataset) -> Denoiser:
     process = Gaussian(construct(options.model.schedule, Schedule))
     denoiser = Denoiser(network, process, options.model.parametrization, sigma_data=dataset.scaling.sigma_data)
     denoiser.shape = shape
-    return denoiser.to(_device(options.training))
+    return denoiser.to(pick_device(options.training.device))
 
 
 def objective(options: RunOptions) -> Objective:
     """The objective that the options describe."""
     times = construct(options.objective.times, (UniformTime, UniformSteps, LogNormalSigma, Stratified))
     return Objective(times, construct(options.objective.weighting, (Simple, EDMWeighting, MinSNR)))
-
-
-def _device(options: TrainingOptions) -> torch.device:
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=options.device).device
-    except (RuntimeError, AssertionError):
-        raise ConfigurationError(
-            f"got device '{options.device}', which is not there; expected auto, cpu, cuda or mps"
-        ) from None
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ornstein.config import TrainingOptions
 from ornstein.data import Dataset
 from ornstein.denoisers import Denoiser
+from ornstein.devices import autocast, resolve_precision
 from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
 from ornstein.noise import Noise, fold
 from ornstein.objectives import Loss, Objective
@@ -238,7 +239,7 @@ def _examples(
     denoiser: Denoiser, data: Tensor | np.ndarray | Dataset, cond: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
     if isinstance(data, Dataset):
-        labels = data.train_labels if getattr(denoiser.network, "classes", 0) else None
+        labels = data.train_labels if getattr(denoiser.network, "classes", 0) else None  # networks say how many
         return data.train, labels if cond is None else cond, data.scaling.encode
     examples = torch.as_tensor(data)
     if not examples.is_floating_point():
@@ -269,21 +270,6 @@ def load_network(network: torch.nn.Module, tensors: dict[str, Tensor], prefix: s
 @torch.no_grad()
 def _copy(targets: list[Tensor] | tuple[Tensor, ...], sources: list[Tensor]) -> None:
     torch._foreach_copy_(list(targets), sources)
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a network runs in `precision`, "float32" or "bfloat16"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """The arithmetic that "auto" stands for on a device: bfloat16 where the hardware multiplies it, else float32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return "bfloat16" if device.type == "cpu" and any(probe() for probe in probes if probe is not None) else "float32"
 
 
 def _check(options: TrainingOptions) -> None:

@@ -7,12 +7,9 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ornstein.errors import ConfigurationError, nearest
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +87,6 @@ def finite(value: Any) -> Any:
 def say(text: str) -> None:
     """A remark on the way, on stderr: stdout holds the outcome alone."""
     print(text, file=sys.stderr, flush=True)
-
-
-def pick_device(name: str) -> "torch.device":
-    """The device of that name; auto is cuda where there is one. Raises `ConfigurationError` where it is not there."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise ConfigurationError(f"got device '{name}', which is not there; expected auto, cpu, cuda or mps") from None
 
 
 def _options(kind: Any) -> Iterator[str]:

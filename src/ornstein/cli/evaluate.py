@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli.common import Outcome, hint, parse, pick_device, say
+from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.cli.sample import SamplingOptions, draw, is_conditional
 from ornstein.errors import ConfigurationError, DataError
 
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> Outcome:
     options: Options = parse(Options, argv, PROG)
     from ornstein import checkpoints
     from ornstein.data import load_dataset
+    from ornstein.devices import pick_device
     from ornstein.metrics import evaluate, load_features
 
     model = checkpoints.load(options.run, pick_device(options.sampling.device))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli.common import Outcome, hint, parse, pick_device
+from ornstein.cli.common import Outcome, hint, parse
 from ornstein.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class SamplingOptions:
     """Network evaluations per sample, at most: one a step, two with Heun."""
     grid: Annotated[str, arg(metavar="CALL")] = "karras"
     """Times to visit: karras, "karras(rho=5)", log_snr, uniform, "trailing(chain=1000)", leading, linspace."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network; auto is bfloat16 where the hardware has it."""
+    precision: Literal["float32", "auto", "bfloat16"] = "float32"
+    """Arithmetic of the network; auto is bfloat16 where the hardware has it, and then batch sizes agree less exactly."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
 
@@ -62,8 +62,8 @@ class Options:
     """Replace the file where it exists; a folder is never replaced."""
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many samples."""
-    class_: Annotated[str | None, arg(name="class", metavar="CLASS", **hint("default: every class in turn"))] = None
-    """Name or index of the class to draw, of a model trained with --condition labels."""
+    class_: Annotated[str | None, arg(name="class", metavar="CLASS", **hint("default: as often as in the data"))] = None
+    """Name or index of the class to draw, of a model trained with --condition labels; a grid shows all in turn."""
     json: Annotated[bool, arg(**hint())] = False
     """Print one JSON object on stdout, and nothing else."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -75,10 +75,11 @@ def main(argv: list[str]) -> Outcome:
     if options.n < 1:
         raise ConfigurationError(f"got -n {options.n}, expected at least 1")
     from ornstein import checkpoints
+    from ornstein.devices import pick_device
 
     model = checkpoints.load(options.run, pick_device(options.sampling.device))
     path = _destination(options, model)
-    labels = _labels(options, model)
+    labels = _labels(options, model, path)
     drawn = draw(model, options.sampling, options.n, labels)
     write(path, drawn.x, labels, model)
     result = {
@@ -103,9 +104,9 @@ def draw(model: "Model", options: SamplingOptions, n: int, labels: "Tensor | Non
     """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model."""
     from tqdm import tqdm
 
+    from ornstein.devices import autocast, resolve_precision
     from ornstein.samplers import Sampler, sample
     from ornstein.specs import construct
-    from ornstein.training import autocast, resolve_precision
 
     sampler = construct(options.sampler, Sampler)
     grid = _grid(model, sampler, options)
@@ -141,16 +142,14 @@ def is_conditional(model: "Model") -> bool:
 def _grid(model: "Model", sampler: Any, options: SamplingOptions) -> "Tensor":
     """The times to visit, for --grid and --steps or --calls."""
     from ornstein import grids, specs
+    from ornstein.samplers import steps_within
 
     if options.steps is not None and options.calls is not None:
         raise ConfigurationError("got both --steps and --calls, expected one of them")
     if options.batch_size < 1:
         raise ConfigurationError(f"got --batch-size {options.batch_size}, expected at least 1")
     calls = CALLS if options.calls is None else options.calls
-    if calls < 1:
-        raise ConfigurationError(f"got --calls {calls}, expected at least 1")
-    # The last step of a sampler lands on the data and takes one call, the others `stages` each.
-    steps = (calls - 1) // sampler.stages + 1 if options.steps is None else options.steps
+    steps = steps_within(calls, sampler) if options.steps is None else options.steps
     spec = specs.parse(options.grid)
     laws = {
         f.__name__: f
@@ -164,8 +163,8 @@ def _grid(model: "Model", sampler: Any, options: SamplingOptions) -> "Tensor":
         raise ConfigurationError(f"got --grid '{options.grid}', which does not fit: {error}") from None
 
 
-def _labels(options: Options, model: "Model") -> "Tensor | None":
-    """The class of each sample: that of --class, else every class in turn; None for a model without classes."""
+def _labels(options: Options, model: "Model", path: Path) -> "Tensor | None":
+    """The class of each sample: that of --class, else as in the data (in turn, in a grid); None without classes."""
     import torch
 
     from ornstein.data import class_index
@@ -179,7 +178,8 @@ def _labels(options: Options, model: "Model") -> "Tensor | None":
         return None
     count, name = len(model.classes), options.class_
     if name is None:
-        return torch.arange(options.n) % count
+        in_turn = path.suffix.lower() == ".png"
+        return torch.arange(options.n) % count if in_turn else model.labels(options.n)
     by_number = name not in model.classes and name.isdecimal() and int(name) < count
     return torch.full((options.n,), int(name) if by_number else class_index(model.classes, name))
 

@@ -93,9 +93,10 @@ class Scaling:
     ) -> "Scaling":
         """Measure the scaling of training data `raw` (n, ...).
 
-        uint8 data: shift = the mean over all values, scale = 2 / (levels - 1), so that model values span 2 units about a
-        mean of 0, which preconditioning assumes; `levels` is 256 unless given. Float data: standardised to mean 0 and variance 1, each feature of vectors (n, d) on its own
-        (one mean and std for all with `per_feature=False`), arrays of more axes by one mean and std.
+        uint8 data: shift = the mean over all values, scale = 2 / (levels - 1), so that model values span 2 units about
+        a mean of 0, which preconditioning assumes; `levels` is 256 unless given. Float data: standardised to mean 0 and
+        variance 1, each feature of vectors (n, d) on its own (one mean and std for all with `per_feature=False`),
+        arrays of more axes by one mean and std.
         `layout` is inferred unless given: uint8 (n, h, w) is "hw"; (n, h, w, c) with c of 1, 3 or 4 is "hwc";
         (n, c, h, w) is "chw"; all else "plain".
 

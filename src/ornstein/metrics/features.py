@@ -32,7 +32,7 @@ def pixels(raw: Tensor, scaling: Scaling) -> Tensor:
     """
     if not scaling.is_image or scaling.levels is None or tuple(raw.shape[1:]) != scaling.raw_shape:
         raise DataError(
-            f"the classifier got {scaling.layout} {scaling.dtype} data of shape {tuple(raw.shape)}; expected uint8 images "
+            f"got {scaling.layout} {scaling.dtype} data of shape {tuple(raw.shape)}; expected uint8 images "
             f"of shape {scaling.raw_shape}"
         )
     images = raw.float() / (scaling.levels - 1)

@@ -44,6 +44,7 @@ class MLP(nn.Module):
         check_dropout("MLP", dropout)
         self.spec = f"MLP(shape={shape}, width={width}, depth={depth}, classes={classes}, dropout={dropout})"
         self.shape = shape
+        self.classes = classes
         self.embedding = Embedding(width, classes)
         self.entry = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(MLPBlock(width, width, dropout) for _ in range(depth))

@@ -116,6 +116,7 @@ class UNet(nn.Module):
         )
         self.channels, self.dims, self.patch = channels, dims, patch
         size = 4 * widths[0]
+        self.classes = classes
         self.embedding = Embedding(size, classes)
         self.entry = convolution(dims, channels * patch**dims, widths[0])
         attends = [level >= len(widths) - attention for level in range(len(widths))]

@@ -197,10 +197,7 @@ def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | N
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
     if grid is None:
         if steps is None:
-            calls = 25 if calls is None else calls
-            if calls < 1:
-                raise ConfigurationError(f"got calls={calls}, expected at least 1")
-            steps = (calls - 1) // sampler.stages + 1
+            steps = steps_within(25 if calls is None else calls, sampler)
         return grids.karras(process, steps)
     grid = torch.as_tensor(grid, dtype=torch.float64)
     if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
@@ -216,6 +213,13 @@ def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | N
             "Heun(), Multistep() or Ancestral(eta=0.0)"
         )
     return grid
+
+
+def steps_within(calls: int, sampler: Sampler) -> int:
+    """The most steps that make at most `calls` calls: the last step lands on the data by one call, others take `stages`."""
+    if calls < 1:
+        raise ConfigurationError(f"got calls={calls}, expected at least 1")
+    return (calls - 1) // sampler.stages + 1
 
 
 def _landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:

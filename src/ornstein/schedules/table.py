@@ -67,6 +67,12 @@ class TableSchedule(Schedule):
         abar = torch.cos(angle) ** 2
         return cls.from_betas((1 - abar[1:] / abar[:-1]).clamp(max=max_beta))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TableSchedule) and self.betas == other.betas
+
+    def __hash__(self) -> int:  # cheap: levels are looked up by schedule and time in every step
+        return hash((len(self.betas), self.betas[0], self.betas[-1]))
+
     @property
     def steps(self) -> int:
         """T, the number of steps of the chain."""
