@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
         "batch_size": 64,
         "learning_rate": 2e-3,
-        "steps": 900,
+        "steps": 1000,
     },
     "mnist": {
         "network": "UNet(widths=(64, 96, 128), blocks=1, attention=1, patch=2)",
