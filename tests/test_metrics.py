@@ -96,6 +96,8 @@ def test_precision_recall_of_a_case_worked_by_hand():
     assert got.recall == 3 / 4  # 0, 1, 3 lie in sample balls; 10 in none
     assert got.density == (2 + 2 + 0 + 0) / 4  # 0.5 lies in the first two balls, 4 in the last two
     assert got.coverage == 4 / 4  # every real ball holds 0.5 or 4
+    # k = 2: real balls [-3, 3], [-1, 3], [0, 6], [1, 19]; 0.5 lies in the first three, 4 in the last two.
+    assert precision_recall(samples, real, k=2).density == (3 + 2 + 0 + 0) / 2 / 4
 
 
 def test_precision_and_recall_tell_lost_modes_from_bad_samples():

@@ -159,7 +159,8 @@ def _on_features(sets: list[Tensor], scaling: Scaling, net: FeatureNet, draws: _
     """Frechet distance, precision, recall, density and coverage on the classifier's features; images as raw data."""
     samples, test, train = sets
     n = min(len(samples), len(train))
-    taken, stand_in = draws.subsets(len(samples), n), draws.subsets(len(train), n)
+    taken = draws.subsets(len(samples), n)
+    stand_in = draws.train if n == draws.n else draws.subsets(len(train), n)
     everything = [torch.arange(len(test))]
     used = torch.cat([*stand_in, *draws.train]).unique()  # most of a large training set is never looked at
     x, y = (net(pixels(raw, scaling)) for raw in (samples, test))
