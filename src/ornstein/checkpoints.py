@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ornstein.data import Scaling
 from ornstein.denoisers import Denoiser
-from ornstein.errors import CheckpointError, ConfigurationError
+from ornstein.errors import CheckpointError, ConfigurationError, OrnsteinError
 from ornstein.files import atomic_write
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.schedules.base import Schedule, Time
@@ -98,15 +98,24 @@ def describe(denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[
     }
 
 
-def rebuild(model: dict[str, Any]) -> Denoiser:
-    """The denoiser that `describe` described, with fresh weights."""
-    network = construct(model["network"], torch.nn.Module)
-    process = Gaussian(construct(model["schedule"], Schedule))
-    denoiser = Denoiser(
-        network, process, model["parametrization"], variance=model["variance"], sigma_data=model["sigma_data"]
-    )
-    denoiser.shape = None if model["shape"] is None else tuple(model["shape"])
-    return denoiser
+def rebuild(model: dict[str, Any]) -> tuple[Denoiser, Scaling | None]:
+    """The denoiser that `describe` described, with fresh weights, and its scaling. Raises `CheckpointError`."""
+    try:
+        network, schedule = construct(model["network"], torch.nn.Module), construct(model["schedule"], Schedule)
+        denoiser = Denoiser(
+            network,
+            Gaussian(schedule),
+            model["parametrization"],
+            variance=model["variance"],
+            sigma_data=model["sigma_data"],
+        )
+        denoiser.shape = None if model["shape"] is None else tuple(model["shape"])
+        return denoiser, None if model["scaling"] is None else Scaling.from_dict(model["scaling"])
+    except (KeyError, TypeError, AttributeError, OrnsteinError) as error:
+        raise CheckpointError(
+            f"the configuration does not describe a model of this version of ornstein ({type(error).__name__}: {error}); "
+            f"expected {CONFIG} as `ornstein train` wrote it"
+        ) from None
 
 
 def save(folder: Path, tensors: dict[str, Tensor], counters: dict[str, Any], keep: int = 2) -> Path:
@@ -188,12 +197,7 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
     folder = Path(run)
     config = read_config(folder)
     tensors, counters = read(folder)
-    try:
-        denoiser = rebuild(config["model"])
-        scaling = config["model"]["scaling"]
-        scaling = None if scaling is None else Scaling.from_dict(scaling)
-    except (KeyError, TypeError, ConfigurationError) as error:
-        raise CheckpointError(f"{folder / CONFIG} does not describe a model of this version: {error}") from None
+    denoiser, scaling = rebuild(config["model"])
     load_network(denoiser.network, tensors, "average")
     denoiser.to(device).eval()
     return Model(denoiser, scaling, tuple(config["model"]["classes"]), config, int(counters["step"]))

@@ -6,7 +6,6 @@ RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.pn
 import dataclasses
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,48 +63,44 @@ class Experiment:
         Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s, stopped. On a loss that is not
         finite the last good state is saved and `NumericalError` raised.
         """
-        began, first = time.perf_counter(), self.run.count
-        bar = tqdm(
-            total=self.run.total,
-            initial=first,
-            unit="step",
-            disable=not (progress and sys.stderr.isatty()),
-            leave=False,
-        )
-        train, labels = self.dataset.train, self.dataset.train_labels if self.labelled else None
-        order, batch = Batches(len(train), self.options.training.seed), self.options.training.batch_size
+        began, first, durations = time.perf_counter(), self.run.count, []
+        bar = tqdm(total=self.run.total, initial=first, unit="step", disable=None if progress else True, leave=False)
         self.run.denoiser.train()
-        durations: list[float] = []
         try:
             with _on_interrupt(self._interrupt):
-                while not self._interrupted and (self.run.total is None or self.run.count < self.run.total):
-                    tick = time.perf_counter()
-                    rows = order.rows(self.run.seen, batch)
-                    x0 = self.dataset.scaling.encode(train[rows]).to(self.run.device)
-                    record = self.run.step(x0, None if labels is None else labels[rows].to(self.run.device))
-                    durations.append(time.perf_counter() - tick)
+                for record, duration in self._steps():
+                    durations.append(duration)
                     self._report(record, durations, began, bar)
         except NumericalError as error:
-            place = self.save()
-            raise NumericalError(f"{error}; the last good state is saved in {place}") from None
+            raise NumericalError(f"{error}; the last good state is saved in {self.save()}") from None
         finally:
             bar.close()
         self.save()
         stopped = "interrupted" if self._interrupted else "finished"
         if stopped == "finished" and self.options.report.validate_every:
             self._validate()
-        took = time.perf_counter() - began
-        speed = (self.run.count - first) * batch / max(sum(durations), 1e-9)
+        made = (self.run.count - first) * self.options.training.batch_size
         return {
             "run": str(self.folder),
             "steps": self.run.count,
             "loss": self.last.get("loss"),
             "validation_loss": self.last.get("validation_loss"),
-            "seconds": round(took, 3),
-            "images_per_s": round(speed, 1),
+            "seconds": round(time.perf_counter() - began, 3),
+            "images_per_s": round(made / max(sum(durations), 1e-9), 1),
             "precision": self.run.precision,
             "stopped": stopped,
         }
+
+    def _steps(self) -> Iterator[tuple[Record, float]]:
+        """Step after step until the total or an interruption: the record, and the seconds it took with its data."""
+        train, labels = self.dataset.train, self.dataset.train_labels if self.labelled else None
+        order, batch = Batches(len(train), self.options.training.seed), self.options.training.batch_size
+        while not self._interrupted and (self.run.total is None or self.run.count < self.run.total):
+            tick = time.perf_counter()
+            rows = order.rows(self.run.seen, batch)
+            x0 = self.dataset.scaling.encode(train[rows]).to(self.run.device)
+            record = self.run.step(x0, None if labels is None else labels[rows].to(self.run.device))
+            yield record, time.perf_counter() - tick
 
     def save(self) -> Path:
         """Write a checkpoint of the present state; returns its path."""
@@ -223,10 +218,10 @@ def resume(folder: Path) -> Experiment:
         raise CheckpointError(
             f"the data in {options.data} are not those of the run {folder}: their fingerprint differs"
         )
-    denoiser = checkpoints.rebuild(config["model"]).to(pick_device(options.training.device))
+    denoiser = checkpoints.rebuild(config["model"])[0].to(pick_device(options.training.device))
     run = Run(denoiser, objective(options), options.training)
     run.restore(*checkpoints.read(folder))
-    _cut_log(folder / LOG, run.count)
+    _cut_log(folder, run.count)
     return Experiment(folder, options, config, dataset, run)
 
 
@@ -255,12 +250,22 @@ def objective(options: RunOptions) -> Objective:
     return Objective(times, construct(options.objective.weighting, (Simple, EDMWeighting, MinSNR)))
 
 
-def _cut_log(path: Path, step: int) -> None:
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, oldest first; one cut short by a crash is passed over."""
+    path, lines = folder / LOG, []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _cut_log(folder: Path, step: int) -> None:
     """Drop the lines of the log beyond a step: a resumed run writes them again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines))
+    lines = [line for line in read_log(folder) if line.get("step", 0) <= step]
+    with atomic_write(folder / LOG) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @contextmanager

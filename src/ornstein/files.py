@@ -29,10 +29,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
-        if temporary.is_file():
-            # Without this, a power cut after the rename could leave a file of the right name and no content.
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+        # Without this, a power cut after the rename could leave a file of the right name and no content.
+        for written in (temporary, *temporary.rglob("*")):
+            if written.is_file():
+                with open(written, "rb+") as file:
+                    os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():

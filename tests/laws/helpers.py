@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ornstein as orn
+from ornstein.processes import Normal as Base
 
 mp.mp.dps = 50
 T_VALUES = (1e-6, 1e-4, 0.01, 0.3, 0.5, 0.9, 1 - 1e-4, 1 - 1e-6)
@@ -114,3 +115,19 @@ def spd(size: int, seed: int = 3) -> Tensor:
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers of a fixed seed, drawn by torch."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# Bases of a process: none, diagonal and full, on three dimensions
+D = 3
+MU = torch.tensor([0.7, -1.1, 0.4], dtype=torch.float64)
+SIGMA = {
+    "none": torch.eye(D, dtype=torch.float64),
+    "diagonal": torch.diag(torch.tensor([0.5, 1.7, 2.3]).double()),
+    "full": spd(D),
+}
+BASES = {"none": None, "diagonal": Base(MU, SIGMA["diagonal"].diagonal()), "full": Base(MU, SIGMA["full"])}
+PAIRS = [(0.9, 0.4), (0.5, 0.47), (0.3, 0.05)]
+
+
+def mean_of(base: str) -> torch.Tensor:
+    return torch.zeros(D, dtype=torch.float64) if base == "none" else MU

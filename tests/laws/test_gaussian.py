@@ -6,28 +6,13 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from helpers import CLOSED, SCHEDULES, Fixed, level, numbers, spd, unit_noise
+from helpers import BASES, CLOSED, MU, SCHEDULES, SIGMA, D, Fixed, level, mean_of, numbers, unit_noise
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import ornstein as orn
 from ornstein.noise import Noise
 from ornstein.processes import GaussianLaw
 from ornstein.processes import Normal as Base
-
-D = 3
-MU = torch.tensor([0.7, -1.1, 0.4], dtype=torch.float64)
-SIGMA = {
-    "none": torch.eye(D, dtype=torch.float64),
-    "diagonal": torch.diag(torch.tensor([0.5, 1.7, 2.3]).double()),
-    "full": spd(D),
-}
-BASES = {"none": None, "diagonal": Base(MU, SIGMA["diagonal"].diagonal()), "full": Base(MU, SIGMA["full"])}
-PAIRS = [(0.9, 0.4), (0.5, 0.47), (0.3, 0.05)]
-
-
-def mean_of(base: str) -> torch.Tensor:
-    return torch.zeros(D, dtype=torch.float64) if base == "none" else MU
-
 
 # --- readings
 

@@ -1,6 +1,5 @@
 """`ornstein inspect`: what a run is."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,12 +25,12 @@ class Options:
 def main(argv: list[str]) -> Outcome:
     """Inspect as a command line says. Raises `OrnsteinError`."""
     options: Options = parse(Options, argv, PROG)
-    from ornstein import checkpoints
+    from ornstein import checkpoints, experiment
 
     config = checkpoints.read_config(options.run)
     model = config["model"]
-    denoiser = checkpoints.rebuild(model)
-    log = read_log(options.run / "log.jsonl")
+    denoiser, _ = checkpoints.rebuild(model)
+    log = experiment.read_log(options.run)
     state = "whole"
     counters: dict[str, Any] = {}
     try:
@@ -56,17 +55,6 @@ def main(argv: list[str]) -> Outcome:
         "newest_checkpoint": state,
     }
     return Outcome(result, _table(result), options.json)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, oldest first; one cut short by a crash is passed over."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict)]
 
 
 def _last(log: list[dict[str, Any]], key: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """The output (b, *shape) at the noisy states x and what `Embedding` makes of the rest."""
         if tuple(x.shape[1:]) != self.shape:
             raise ConfigurationError(f"MLP: got examples of shape {tuple(x.shape[1:])}, expected {self.shape}")
         embedding = self.embedding(time, cond, keep)

@@ -136,6 +136,7 @@ class UNet(nn.Module):
             nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """The output (b, channels, *space) at the noisy states x and what `Embedding` makes of the rest."""
         if x.ndim != self.dims + 2 or x.shape[1] != self.channels:
             space = ("length",) if self.dims == 1 else ("height", "width")
             expected = f"(b, {self.channels}, {', '.join(space)})"

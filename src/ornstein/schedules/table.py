@@ -79,6 +79,7 @@ class TableSchedule(Schedule):
         return len(self.betas)
 
     def log_snr(self, t: Time) -> Tensor:
+        """log(alpha^2 / sigma^2): the spline through the table's nodes."""
         place = (as_time(t) * self.steps - 1).clamp(0, self.steps - 1)
         left = place.detach().floor().clamp(max=self.steps - 2).long()
         u, h = place - left, 1 / self.steps
