@@ -59,6 +59,25 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, condition):
     assert [v["step"] for v in first] == list(range(1, 13))
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again_the_same(tmp_path):
+    whole = experiment.create(options(steps=4), tmp_path / "whole")
+    whole.train(progress=False)
+    experiment.create(options(steps=4), tmp_path / "killed")
+    torch.manual_seed(123)
+    again = experiment.resume(tmp_path / "killed")
+    again.train(progress=False)
+    assert states_equal(whole.run, again.run)
+
+
+def test_a_log_cut_in_its_last_line_does_not_stop_a_resumed_run(tmp_path):
+    run = experiment.create(options(steps=3), tmp_path / "run")
+    run.train(progress=False)
+    with open(tmp_path / "run" / "log.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    experiment.resume(tmp_path / "run")
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+
+
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
     run = experiment.create(options(steps=50), tmp_path / "run")
     step = run.run.step

@@ -4,6 +4,7 @@ RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.pn
 """
 
 import dataclasses
+import inspect
 import json
 import signal
 import threading
@@ -11,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ornstein import checkpoints
+from ornstein import checkpoints, networks
 from ornstein.config import GROUPS, RunOptions, seconds, with_options
 from ornstein.data import Dataset, load_dataset, require_labels, to_uint8_images
 from ornstein.denoisers import Denoiser
@@ -38,7 +40,7 @@ from ornstein.plots.grids import image_grid
 from ornstein.processes.gaussian import Gaussian
 from ornstein.samplers import sample
 from ornstein.schedules import Schedule
-from ornstein.specs import construct, with_arguments
+from ornstein.specs import construct, parse, with_arguments
 from ornstein.training import Batches, Record, Run
 
 LOG = "log.jsonl"
@@ -118,7 +120,7 @@ class Experiment:
     def _report(self, record: Record, durations: list[float], began: float, bar: tqdm) -> None:
         report, count, last = self.options.report, record.count, record.count == record.total
         self.last["loss"] = record.loss
-        speed = self.options.training.batch_size / _median(durations[-50:])
+        speed = self.options.training.batch_size / median(durations[-MEASURED:])
         bar.update(1)
         bar.set_postfix_str(f"loss {record.loss:.4f}, {speed:.0f} images/s", refresh=False)
         if report.log_every and (count % report.log_every == 0 or last):
@@ -139,7 +141,7 @@ class Experiment:
         budget, spent = seconds(self.options.training.budget or ""), time.perf_counter() - began
         if len(durations) < MEASURED and spent + durations[-1] < budget:
             return
-        report, step = self.options.report, _median(durations[5:] or durations)
+        report, step = self.options.report, fmean(durations[5:] or durations)  # the first ones prepare kernels
         for every, action in ((report.validate_every, self._validate), (report.grid_every, self._grid)):
             tick = time.perf_counter()
             if every and spent < budget / 10:
@@ -150,14 +152,15 @@ class Experiment:
 
     def _validate(self) -> None:
         """The loss on held-out data, by the averaged weights, at noise that is the same every time."""
-        test, labels = self.dataset.test[:HELD_OUT], self.dataset.test_labels if self.labelled else None
-        losses = []
+        held, labels, losses = len(self.dataset.test), self.dataset.test_labels if self.labelled else None, []
+        n = min(held, HELD_OUT)
+        spread = torch.arange(n) * held // n  # held-out data may be sorted by class
         with self.run.averaged() as denoiser, torch.no_grad(), autocast(self.run.precision, self.run.device):
-            for first in range(0, len(test), 256):
-                rows = slice(first, min(first + 256, len(test)))
-                rng = Noise(fold(self.options.training.seed, VALIDATION), range(rows.start, rows.stop), self.run.device)
+            for first in range(0, n, 256):
+                rows = spread[first : first + 256]
+                rng = Noise(fold(self.options.training.seed, VALIDATION), rows.tolist(), self.run.device)
                 cond = None if labels is None else labels[rows].to(self.run.device)
-                x0 = self.dataset.scaling.encode(test[rows]).to(self.run.device)
+                x0 = self.dataset.scaling.encode(self.dataset.test[rows]).to(self.run.device)
                 losses.append(self.run.objective(denoiser, x0, cond, rng).per_example)
         self.last["validation_loss"] = torch.cat(losses).double().mean().item()
         self._log({"step": self.run.count, "validation_loss": self.last["validation_loss"]})
@@ -209,7 +212,10 @@ def create(options: RunOptions, folder: Path) -> Experiment:
 
 
 def resume(folder: Path) -> Experiment:
-    """A run as its newest checkpoint left it. Raises `CheckpointError` where it is damaged or its data have changed."""
+    """A run as its newest checkpoint left it, or from its start where none was written yet.
+
+    Raises `CheckpointError` where it is damaged or its data have changed.
+    """
     config = checkpoints.read_config(folder)
     changes = {k: v for group in GROUPS for k, v in config["options"][group].items()}
     options = with_options(RunOptions(config["options"]["data"]), changes)
@@ -218,9 +224,11 @@ def resume(folder: Path) -> Experiment:
         raise CheckpointError(
             f"the data in {options.data} are not those of the run {folder}: their fingerprint differs"
         )
-    denoiser = checkpoints.rebuild(config["model"])[0].to(pick_device(options.training.device))
-    run = Run(denoiser, objective(options), options.training)
-    run.restore(*checkpoints.read(folder))
+    saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
+    denoiser = checkpoints.rebuild(config["model"])[0] if saved else build(options, dataset)
+    run = Run(denoiser.to(pick_device(options.training.device)), objective(options), options.training)
+    if saved:
+        run.restore(*checkpoints.read(folder))
     _cut_log(folder, run.count)
     return Experiment(folder, options, config, dataset, run)
 
@@ -235,9 +243,12 @@ def build(options: RunOptions, dataset: Dataset) -> Denoiser:
     text = options.model.network
     if text == "auto":
         text = "UNet" if len(shape) in (2, 3) else "MLP"
-    facts = {"shape": shape} if text.startswith("MLP") else {"channels": shape[0], "dims": len(shape) - 1}
+    maker = getattr(networks, parse(text).name, None)
+    takes = () if maker is None else inspect.signature(maker).parameters
+    known = {"shape": shape, "channels": shape[0], "dims": len(shape) - 1, "classes": classes}
+    facts = {name: value for name, value in known.items() if name in takes}
     torch.manual_seed(fold(options.training.seed, INITIAL))
-    network = construct(with_arguments(text, {**facts, "classes": classes}), torch.nn.Module)
+    network = construct(with_arguments(text, facts), torch.nn.Module)
     process = Gaussian(construct(options.model.schedule, Schedule))
     denoiser = Denoiser(network, process, options.model.parametrization, sigma_data=dataset.scaling.sigma_data)
     denoiser.shape = shape
@@ -285,7 +296,3 @@ def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
