@@ -165,6 +165,16 @@ def test_training_reaches_the_closed_form_optimum():
     assert torch.allclose(net(x, None), exact(x, 0.4).x0.float(), atol=0.02)
 
 
+def test_labels_of_a_dataset_reach_a_conditional_network_and_only_that():
+    data, seen = orn.load_dataset("digits"), []
+    for classes in (10, 0):
+        net = orn.UNet(1, widths=(8,), blocks=1, attention=0, classes=classes)
+        net.register_forward_pre_hook(lambda module, args: seen.append(args[2:]))
+        list(train(orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v"), data, steps=1, batch_size=16))
+    assert torch.equal(seen[0][0], data.train_labels[Batches(len(data.train), 0).rows(0, 16)])
+    assert seen[1] == ()
+
+
 def test_leaving_the_loop_early_leaves_the_averaged_weights():
     net = Line()
     denoiser = orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v")

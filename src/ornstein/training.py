@@ -239,7 +239,7 @@ def _examples(
     denoiser: Denoiser, data: Tensor | np.ndarray | Dataset, cond: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
     if isinstance(data, Dataset):
-        labels = data.train_labels if getattr(denoiser.network, "classes", 0) else None  # networks say how many
+        labels = data.train_labels if getattr(denoiser.network, "classes", 0) else None
         return data.train, labels if cond is None else cond, data.scaling.encode
     examples = torch.as_tensor(data)
     if not examples.is_floating_point():
