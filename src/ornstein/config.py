@@ -12,6 +12,24 @@ from ornstein.errors import ConfigurationError, nearest
 
 
 @dataclass(frozen=True)
+class DataOptions:
+    """How the data are read."""
+
+    holdout: float | None = None
+    """Share of the data held out of training, between 0 and 1; refused for data that bring a held-out part."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read examples as they are needed, in place of all at the start; auto does so for data beyond a quarter of memory."""
+    workers: int = 2
+    """Processes that read streamed data ahead of training; they do not change what is read, nor its order."""
+    skip_bad: bool = False
+    """Pass over examples that cannot be read, and count them, in place of stopping."""
+    numeric: Literal["standardise", "quantile"] = "standardise"
+    """Numeric columns of a table: to mean 0 and variance 1, or by their quantiles to a normal law."""
+    label: str = ""
+    """The column of a table that holds the classes for --condition labels; it is then not generated."""
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """What is trained."""
 
@@ -87,6 +105,7 @@ class RunOptions:
 
     data: str
     """What to train on: digits, a toy (gaussians, rings, ...), a .npy or .npz file, a folder or a .zip of images."""
+    reading: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -121,7 +140,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Named settings: the options in which each differs from the defaults."""
 
-GROUPS = ("model", "objective", "training", "report")
+GROUPS = ("reading", "model", "objective", "training", "report")
 
 
 def with_options(options: RunOptions, changes: dict[str, Any]) -> RunOptions:

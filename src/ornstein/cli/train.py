@@ -10,7 +10,15 @@ from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.cli.layers import layered, read_toml, to_toml
-from ornstein.config import GROUPS, ModelOptions, ObjectiveOptions, ReportOptions, RunOptions, TrainingOptions
+from ornstein.config import (
+    GROUPS,
+    DataOptions,
+    ModelOptions,
+    ObjectiveOptions,
+    ReportOptions,
+    RunOptions,
+    TrainingOptions,
+)
 from ornstein.errors import ConfigurationError
 
 PROG = "ornstein train"
@@ -43,6 +51,7 @@ class Options:
     """Check the options, print all of them as TOML, and write nothing."""
     json: Annotated[bool, arg(**hint())] = False
     """Print one JSON object on stdout, and nothing else."""
+    reading: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -86,7 +95,7 @@ def resolve(options: Options, argv: list[str]) -> tuple[RunOptions, str]:
         training = replace(training, steps=below.steps, budget=below.budget)
     if training.steps is not None and training.budget is not None:
         raise ConfigurationError("got both --steps and --budget, expected one of them")
-    return RunOptions(base.data, given.model, given.objective, training, given.report), preset
+    return RunOptions(base.data, given.reading, given.model, given.objective, training, given.report), preset
 
 
 def free_name(folder: Path, source: str, suffix: str = "") -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ornstein.config import DataOptions
 from ornstein.data.dataset import Dataset, Part, assemble, finite_rows
 from ornstein.errors import DataError
 
@@ -23,7 +24,7 @@ NAMES = (
 )
 
 
-def load_arrays(path: Path, seed: int = 0, holdout: float | None = None) -> Dataset:
+def load_arrays(path: Path, seed: int, options: DataOptions) -> Dataset:
     """The data set in a .npy or .npz file.
 
     .npy: the examples, without labels. .npz: one of the sets of names in `NAMES` (labels and held-out part may be
@@ -36,12 +37,12 @@ def load_arrays(path: Path, seed: int = 0, holdout: float | None = None) -> Data
     with _readable(path):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _dataset(path, {"": loaded}, ("", None, None, None), seed, holdout)
+            return _dataset(path, {"": loaded}, ("", None, None, None), seed, options)
         with loaded as file:
             names = _choose(path, file.files)
             arrays = {name: file[name] for name in names if name is not None}
             ignored = [name for name in file.files if name not in arrays]
-    return _dataset(path, arrays, names, seed, holdout, ignored)
+    return _dataset(path, arrays, names, seed, options, ignored)
 
 
 def _choose(path: Path, found: list[str]) -> tuple[str | None, ...]:
@@ -65,7 +66,7 @@ def _dataset(
     arrays: Mapping[str, np.ndarray],
     names: tuple[str | None, ...],
     seed: int,
-    holdout: float | None,
+    options: DataOptions,
     ignored: list[str] | None = None,
 ) -> Dataset:
     notes = [f"ignored the arrays {', '.join(ignored)}"] if ignored else []
@@ -78,7 +79,7 @@ def _dataset(
         notes += [note] if note and note not in notes else []
         parts.append(Part(x, None if labels is None else _as_labels(arrays[labels]), source))
     test = parts[1] if len(parts) == 2 else None
-    return assemble(path.name, parts[0], test, seed=seed, holdout=holdout, levels=levels, notes=tuple(notes))
+    return assemble(path.name, parts[0], test, seed=seed, holdout=options.holdout, levels=levels, notes=tuple(notes))
 
 
 def _as_labels(labels: np.ndarray) -> np.ndarray:

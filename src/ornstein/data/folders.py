@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ornstein.config import DataOptions
 from ornstein.data.dataset import Dataset, Part, assemble
 from ornstein.data.pictures import SUFFIXES, read_pictures
 from ornstein.errors import DataError
@@ -33,7 +34,7 @@ class _Store:
         return f"{self.path}/{name}"
 
 
-def load_folder(path: Path, seed: int = 0, holdout: float | None = None) -> Dataset:
+def load_folder(path: Path, seed: int, options: DataOptions) -> Dataset:
     """The images in a folder, in subfolders too; hidden files and files that are not images are passed over.
 
     Classes: by `dataset.json` (EDM's layout, {"labels": [[name, class], ...]} or null) where there is one, else each
@@ -50,22 +51,22 @@ def load_folder(path: Path, seed: int = 0, holdout: float | None = None) -> Data
     for root, folders, files in os.walk(path, onerror=stop, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
         names += [(Path(root) / f).relative_to(path).as_posix() for f in files]
-    return _load(_Store(path, names, lambda name: (path / name).read_bytes()), seed, holdout)
+    return _load(_Store(path, names, lambda name: (path / name).read_bytes()), seed, options)
 
 
-def load_zip(path: Path, seed: int = 0, holdout: float | None = None) -> Dataset:
+def load_zip(path: Path, seed: int, options: DataOptions) -> Dataset:
     """The images in a zip, read as `load_folder` reads a folder; nothing is unpacked to disk."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
-            return _load(_Store(path, names, archive.read), seed, holdout)
+            return _load(_Store(path, names, archive.read), seed, options)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read as a zip ({error}); it may be cut short: copy or download it again"
         ) from error
 
 
-def _load(store: _Store, seed: int, holdout: float | None) -> Dataset:
+def _load(store: _Store, seed: int, options: DataOptions) -> Dataset:
     visible = [n for n in store.names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))]
     images = sorted(n for n in visible if Path(n).suffix.lower() in SUFFIXES)
     if not images:
@@ -79,7 +80,7 @@ def _load(store: _Store, seed: int, holdout: float | None) -> Dataset:
         part, test = _part(store, images, _indexed_labels(store, base, relative)), None
     else:
         part, test = _by_folder(store, images, relative)
-    return assemble(store.path.name, part, test, seed=seed, holdout=holdout, notes=notes)
+    return assemble(store.path.name, part, test, seed=seed, holdout=options.holdout, notes=notes)
 
 
 def _common_folder(names: list[str]) -> str:

@@ -1,8 +1,10 @@
 """From a name or a path to a data set."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from ornstein.config import DataOptions
 from ornstein.data.arrays import load_arrays
 from ornstein.data.dataset import Dataset
 from ornstein.data.digits import digits
@@ -15,33 +17,38 @@ NAMES = ("digits", *TOYS)
 _ACCEPTED = f"{', '.join(NAMES)}, a .npy or .npz file, a folder of images, or a .zip of images"
 
 
-def load_dataset(source: str | os.PathLike[str], *, seed: int = 0, holdout: float | None = None) -> Dataset:
+def load_dataset(
+    source: str | os.PathLike[str], *, seed: int = 0, holdout: float | None = None, options: DataOptions | None = None
+) -> Dataset:
     """Load the data called `source`: a built-in name ("digits" or a toy), a .npy/.npz file, an image folder or a .zip.
 
     seed: draws the held-out part (and a toy's points); the same seed gives the same split.
     holdout: fraction held out of training, by default 0.2 of the digits, 1/11 of a toy, 0.1 of files that bring no
-        held-out part of their own.
+        held-out part of their own; stands in for that of `options`.
+    options: how the data are read; see `ornstein.config.DataOptions`.
 
     A built-in name wins over a file of that name; write "./digits" for the file. Raises DataError where there is
     no such data or it cannot be trained on, ConfigurationError where `holdout` makes no sense.
     """
+    options = options or DataOptions()
+    options = options if holdout is None else replace(options, holdout=holdout)
     name = os.fspath(source)
     if name == "digits":
-        return digits(seed, holdout)
+        return digits(seed, options.holdout)
     if name in TOYS:
-        return toy(name, seed, holdout)
+        return toy(name, seed, options.holdout)
     path = Path(name).expanduser()
     if path.is_dir():
-        return load_folder(path, seed, holdout)
+        return load_folder(path, seed, options)
     suffix = path.suffix.lower()
     if not path.exists():
         if suffix or len(path.parts) != 1:
             raise DataError(f"{path} does not exist; expected {_ACCEPTED}")
         raise DataError(f"no data called {name!r}{nearest(name, NAMES)}; expected {_ACCEPTED}")
     if suffix in (".npy", ".npz"):
-        return load_arrays(path, seed, holdout)
+        return load_arrays(path, seed, options)
     if suffix == ".zip":
-        return load_zip(path, seed, holdout)
+        return load_zip(path, seed, options)
     if suffix in SUFFIXES:
         raise DataError(f"{path} is a single image; expected a folder of images: give the folder it is in")
     raise DataError(f"{path} is of no kind that can be read; expected {_ACCEPTED} (tables: save them by numpy.save)")
