@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ornstein import __version__, experiment
+from ornstein import __version__, experiment, training
 from ornstein.cli import COMMANDS, layers, main
 from ornstein.config import PRESETS, RunOptions
 from ornstein.data import load_dataset
@@ -228,7 +228,7 @@ def test_run_folders_are_numbered_and_never_written_over(cli, fails):
 
 def test_ctrl_c_saves_and_resume_goes_on(cli, monkeypatch):
     argv = ["train", "gaussians", "--network", "MLP(width=8, depth=1)", *TINY, "--steps", "6", "--out", "run"]
-    step = experiment.Run.step
+    step = training.Run.step
 
     def press(self, *args):
         record = step(self, *args)
@@ -236,12 +236,12 @@ def test_ctrl_c_saves_and_resume_goes_on(cli, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return record
 
-    monkeypatch.setattr(experiment.Run, "step", press)
+    monkeypatch.setattr(training.Run, "step", press)
     said = cli(*argv, "--json")
     assert said.status == 130
     assert said.json["stopped"] == "interrupted"
     assert said.json["steps"] == 2
-    monkeypatch.setattr(experiment.Run, "step", step)
+    monkeypatch.setattr(training.Run, "step", step)
     for already in (False, True):
         said = cli("train", "--resume", "run", "--json")
         assert said.status == 0
@@ -358,7 +358,7 @@ def test_evaluate_draws_classes_as_the_held_out_data_has_them(cli, runs, monkeyp
     monkeypatch.setattr(evaluate, "draw", draw)
     for n in ([], ["-n", 30], ["-n", 900]):
         assert "enough" in cli("evaluate", runs / "labels", *n).err
-    held_out = experiment.load_dataset("digits", seed=0).test_labels
+    held_out = load_dataset("digits", seed=0).test_labels
     assert seen[0] == held_out.tolist()
     share = np.bincount(held_out, minlength=10) / len(held_out)
     assert len(seen[2]) == 900
@@ -539,21 +539,21 @@ def test_data_that_cannot_be_trained_on(fails, tmp_path):
     fails("train", "broken", *TINY, said="broken/3.png")
     fails("train", "sizes", *TINY, said=["sizes/3.png", "9 x 8"])
     fails("train", "channels", *TINY, said=["channels/3.png", "colour"])
-    Path("text.csv").write_text("1,2")
-    fails("train", "text.csv", *TINY, said="text.csv is of no kind that can be read")
+    Path("text.doc").write_text("1,2")
+    fails("train", "text.doc", *TINY, said="text.doc is of no kind that can be read")
     Path("text.csv").unlink()
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(fails, cli, monkeypatch):
-    step = experiment.Run.step
+    step = training.Run.step
 
     def stumble(self, *args):
         if self.count == 2:
             raise NumericalError("training stopped at step 3: the loss is nan in 1 of 8 examples at t = 0.5")
         return step(self, *args)
 
-    monkeypatch.setattr(experiment.Run, "step", stumble)
+    monkeypatch.setattr(training.Run, "step", stumble)
     fails(
         "train",
         "gaussians",

@@ -1,6 +1,6 @@
 """The route of a batch: how much of the library one steady step of training and of sampling runs through (DESIGN.md).
 
-Counted by sys.settrace on a steady step: unique lines, named functions, files of the library; networks and training.py
+Counted by sys.settrace on a steady step: unique lines, named functions, files of the library; networks and training/
 stay out. Steady is, in training, the objective's third call; in sampling, the third step of a second batch on the same
 grid, whose levels are known by then. A limit that a change breaks asks that change: is there a second path?
 """
@@ -27,7 +27,7 @@ def route(step) -> tuple[set[str], set[tuple[str, str]], set[tuple[str, int]]]:
         if LIBRARY not in path.parents:
             return None
         name = path.relative_to(LIBRARY).as_posix()
-        return None if name.startswith("networks/") or name == "training.py" else name
+        return None if name.startswith(("networks/", "training/")) else name
 
     def local(frame, event, argument):
         if event == "line":

@@ -43,7 +43,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, condition):
 
     def stop_after_seven(*args):
         record = step(*args)
-        part._interrupted = record.count == 7
+        part.run.stopped = record.count == 7
         return record
 
     part.run.step = stop_after_seven
@@ -116,7 +116,7 @@ def test_average_is_the_power_function_profile():
     """With weights 1, 2, 3, ... the averages of the recursion equal sum_k w_k prod_{j>k} beta_j, from its definition."""
     ema, n = 0.2, 9
     run = Run(
-        orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v"), orn.Objective(), TrainingOptions(steps=n, ema=ema)
+        orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v"), orn.Objective(), TrainingOptions(steps=n, ema=(ema,))
     )
     for k in range(1, n + 1):
         run.count = k
@@ -125,12 +125,12 @@ def test_average_is_the_power_function_profile():
         run._average()
     betas = [(1 - 1 / k) ** (1 / ema) for k in range(1, n + 1)]
     expected = sum((1 - betas[k - 1]) * k * math.prod(betas[k:]) for k in range(1, n + 1))
-    assert run.averages[0].tolist() == pytest.approx([expected] * 2, rel=1e-6)
+    assert run.averages.of[ema][0].tolist() == pytest.approx([expected] * 2, rel=1e-6)
 
 
 def test_learning_rate_rises_then_falls_to_zero():
     data, net = torch.randn(64, 2), Line()
-    records = list(train(orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v"), data, steps=100, learning_rate=0.5))
+    records = list(train(orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v"), data, steps=100, learning_rate=0.5, batch_size=64))
     rates = [r.learning_rate for r in records]
     assert rates[:3] == pytest.approx([0.5 / 3, 1.0 / 3, 0.5], rel=1e-2)
     assert rates[50] == pytest.approx(0.25, rel=1e-6)
@@ -178,7 +178,7 @@ def test_labels_of_a_dataset_reach_a_conditional_network_and_only_that():
 def test_leaving_the_loop_early_leaves_the_averaged_weights():
     net = Line()
     denoiser = orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v")
-    steps = train(denoiser, torch.randn(64, 2), steps=50, learning_rate=0.1)
+    steps = train(denoiser, torch.randn(64, 2), steps=50, learning_rate=0.1, batch_size=64)
     for _ in itertools.islice(steps, 5):
         last = net.weight.detach().clone()
     steps.close()

@@ -21,12 +21,13 @@ from ornstein.data import Scaling
 from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, OrnsteinError
 from ornstein.files import atomic_write
+from ornstein.logs import CONFIG, read_config
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.schedules.base import Schedule, Time
 from ornstein.specs import construct
 from ornstein.training import load_network
 
-WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.json", "config.json"
+WEIGHTS, STATE = "weights.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def describe(denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[
         ) from None
     if network is None or denoiser.process.base is not None:
         raise ConfigurationError(
-            "only a network of ornstein (UNet, MLP) on the base N(0, I) can be saved with its configuration; save "
+            "only a network of ornstein (UNet, DiT, MLP) on the base N(0, I) can be saved with its configuration; save "
             "network.state_dict() with safetensors for a network of your own"
         )
     return {
@@ -119,20 +120,35 @@ def rebuild(model: dict[str, Any]) -> tuple[Denoiser, Scaling | None]:
 
 
 def save(folder: Path, tensors: dict[str, Tensor], counters: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint of step counters["step"] into folder/checkpoints; keep the newest `keep`. Returns its path."""
+    """Write a checkpoint of step counters["step"] into folder/checkpoints; keep the newest `keep`. Returns its path.
+
+    Raises `CheckpointError` where it cannot be written (a full disk); those before it are then untouched.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    place = folder / "checkpoints" / f"step-{counters['step']:08d}"
-    if place.exists():
-        return place
-    with atomic_write(place) as temporary:
-        temporary.mkdir()
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, temporary / WEIGHTS)
-        body = {"counters": counters, "weights_sha256": _sum_of(temporary / WEIGHTS)}
-        (temporary / STATE).write_text(json.dumps({**body, "state_sha256": _sum_of_json(body)}, indent=1))
+    path = place(folder, counters["step"])
+    if path.exists():
+        return path
+    try:
+        with atomic_write(path) as temporary:
+            temporary.mkdir()
+            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, temporary / WEIGHTS)
+            body = {"counters": counters, "weights_sha256": _sum_of(temporary / WEIGHTS)}
+            (temporary / STATE).write_text(json.dumps({**body, "state_sha256": _sum_of_json(body)}, indent=1))
+    except (OSError, SafetensorError) as error:
+        kept = checkpoints(folder)
+        whole = f"{kept[-1].name} and those before it are whole" if kept else "there is none before it"
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path.name} could not be written to {path.parent} ({reason}); {whole}") from None
     for old in checkpoints(folder)[: -max(1, keep)]:
         shutil.rmtree(old)
-    return place
+    return path
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / "checkpoints" / f"step-{step:08d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -151,36 +167,20 @@ def read(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Te
     found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder / 'checkpoints'}; expected a run that was saved at least once")
-    place = found[-1]
+    newest = found[-1]
     before = (
-        f"; remove {place} to go back to {found[-2].name}" if len(found) > 1 else "; it is the only one of this run"
+        f"; remove {newest} to go back to {found[-2].name}" if len(found) > 1 else "; it is the only one of this run"
     )
     try:
-        state = json.loads((place / STATE).read_text())
+        state = json.loads((newest / STATE).read_text())
         body = {name: state[name] for name in ("counters", "weights_sha256")}
         if state["state_sha256"] != _sum_of_json(body):
-            raise CheckpointError(f"{place / STATE} was altered: its checksum does not match{before}")
-        if body["weights_sha256"] != _sum_of(place / WEIGHTS):
-            raise CheckpointError(f"{place / WEIGHTS} was cut short or altered: its checksum does not match{before}")
-        return load_file(place / WEIGHTS, device=str(device)), body["counters"]
+            raise CheckpointError(f"{newest / STATE} was altered: its checksum does not match{before}")
+        if body["weights_sha256"] != _sum_of(newest / WEIGHTS):
+            raise CheckpointError(f"{newest / WEIGHTS} was cut short or altered: its checksum does not match{before}")
+        return load_file(newest / WEIGHTS, device=str(device)), body["counters"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{place} cannot be read ({type(error).__name__}: {error}){before}") from None
-
-
-def read_config(folder: Path | str) -> dict[str, Any]:
-    """The content of RUN/config.json. Raises `CheckpointError` where there is none or it is not whole."""
-    path = Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text())
-        if not {"options", "model"} <= config.keys():
-            raise ValueError("it lacks options or model")
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no {CONFIG} in {folder}; expected the folder of a run, as `ornstein train` makes it"
-        ) from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); expected the configuration of a run") from None
-    return config
+        raise CheckpointError(f"{newest} cannot be read ({type(error).__name__}: {error}){before}") from None
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -189,16 +189,21 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(config, indent=1))
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Model:
+def load(run: Path | str, device: torch.device | str = "cpu", ema: float | None = None) -> Model:
     """The model of a run, with the averaged weights of its newest checkpoint, in evaluation mode.
 
-    Raises `CheckpointError` where the run is not there, or is damaged. Nothing of what is read is executed.
+    ema: the length of the average, one of those the run was trained with; by default the one of least validation loss.
+    Raises `CheckpointError` where the run is not there, or is damaged, `ConfigurationError` on a length it does not have.
+    Nothing of what is read is executed.
     """
     folder = Path(run)
     config = read_config(folder)
     tensors, counters = read(folder)
     denoiser, scaling = rebuild(config["model"])
-    load_network(denoiser.network, tensors, "average")
+    ema, lengths = counters["ema"] if ema is None else ema, config["options"]["training"]["ema"]
+    if ema not in lengths:
+        raise ConfigurationError(f"got ema={ema:g}, expected one of {', '.join(f'{x:g}' for x in lengths)} of this run")
+    load_network(denoiser.network, tensors, f"average.{ema:g}")
     denoiser.to(device).eval()
     return Model(denoiser, scaling, tuple(config["model"]["classes"]), config, int(counters["step"]))
 

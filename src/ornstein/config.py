@@ -62,7 +62,9 @@ class TrainingOptions:
     budget: str | None = None
     """Wall-clock time in place of --steps: 90s, 10m, 2h; the speed of the first 50 steps fixes how many are made."""
     batch_size: int = 128
-    """Examples per step, 1 or more."""
+    """Examples per step, over all processes, 1 or more."""
+    accumulate: int = 1
+    """Parts in which each process takes its share of a batch: less memory, the same gradient."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; it falls to zero at the last step."""
     warmup: float = 0.03
@@ -71,12 +73,14 @@ class TrainingOptions:
     """AdamW's decoupled weight decay, 0 or more."""
     clip: float = 1.0
     """Largest norm of the gradient; longer ones are scaled down."""
-    ema: float = 0.05
-    """Window of the averaged weights, a share of the steps made so far, 0 (no average) to below 1."""
+    ema: tuple[float, ...] = (0.05,)
+    """Windows of the averaged weights, shares of the steps so far, 0 (none) to below 1; the best by validation is used."""
     label_dropout: float = 0.1
     """Share of examples trained without their label under --condition labels, 0 to 1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto is bfloat16 where the hardware has it."""
+    compile: bool = False
+    """Compile the network by torch.compile: minutes at the start; it gains nothing on a CPU."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
@@ -97,6 +101,8 @@ class ReportOptions:
     """A checkpoint; the last step is always saved."""
     keep: int = 2
     """How many checkpoints are kept, the newest."""
+    watch: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the curves and grids go beside log.jsonl: tensorboard (RUN/tensorboard), wandb (offline unless logged in)."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,10 @@ def with_options(options: RunOptions, changes: dict[str, Any]) -> RunOptions:
             raise ConfigurationError(
                 f"unknown option '{name}', expected one of the options of training{nearest(key, homes)}"
             )
-        group = homes[key]
+        group, value = (
+            homes[key],
+            tuple(value) if isinstance(value, list) else value,
+        )  # lists are how files write tuples
         options = replace(options, **{group: replace(getattr(options, group), **{key: value})})
     return options
 

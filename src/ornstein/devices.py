@@ -6,9 +6,11 @@ from ornstein.errors import ConfigurationError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is cuda where there is one, else cpu. Raises `ConfigurationError` where it is not there."""
+    """The device of that name; auto is cuda, else mps, else cpu. Raises `ConfigurationError` where it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
@@ -24,6 +26,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     # Without such units a CPU emulates bfloat16, some ten times slower than float32.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bfloat16" if device.type == "cpu" and any(probe() for probe in probes if probe is not None) else "float32"
+
+
+def reason(asked: str, precision: str, device: torch.device) -> str:
+    """Why `resolve_precision` chose, as a remark in brackets, or "" where it was asked for."""
+    if asked != "auto":
+        return ""
+    has = {"bfloat16": "has", "float32": "has no"}[precision]
+    return f" (auto: this {'processor' if device.type == 'cpu' else 'device'} {has} bfloat16 units)"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

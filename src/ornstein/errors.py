@@ -23,6 +23,10 @@ class CheckpointError(OrnsteinError, RuntimeError):
     """A run or checkpoint that cannot be read or written."""
 
 
+class DistributedError(OrnsteinError, RuntimeError):
+    """A process of several that was lost."""
+
+
 class NumericalError(OrnsteinError, RuntimeError):
     """A computation that left the finite numbers."""
 

@@ -1,6 +1,7 @@
 """Writing files whole or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -40,3 +41,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written by `atomic_write` in a folder and below."""
+    for path in sorted(folder.rglob(".*.tmp*")):
+        if not re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?", path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

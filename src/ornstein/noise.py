@@ -31,11 +31,18 @@ class Noise:
         seed: any integer.
         indices: the examples' numbers, or an integer n for examples 0 .. n - 1.
         device: where the numbers are drawn. CPU and CUDA generators differ, so a seed means one thing per kind of device.
+        total: how many examples there are in all, where `indices` are some of them; by default one more than the last.
+
+    `rows`, the indices as a slice or a list, picks this part's rows out of anything that is (total, ...).
     """
 
-    def __init__(self, seed: int, indices: int | Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seed: int, indices: int | Sequence[int], device: torch.device | str = "cpu", total: int | None = None
+    ) -> None:
         indices = range(indices) if isinstance(indices, int) else indices
         self.seed, self.device, self.count = int(seed), torch.device(device), len(indices)
+        self.total = max(indices, default=-1) + 1 if total is None else total
+        self.rows = slice(indices.start, indices.stop, indices.step) if isinstance(indices, range) else list(indices)
         self._blocks = sorted({i // BLOCK for i in indices})
         place = {block: BLOCK * k for k, block in enumerate(self._blocks)}
         rows = [place[i // BLOCK] + i % BLOCK for i in indices]
@@ -43,6 +50,14 @@ class Noise:
             None if rows == list(range(BLOCK * len(place))) else torch.tensor(rows, dtype=torch.long).to(device)
         )
         self._generators = [torch.Generator(self.device).manual_seed(fold(seed, block)) for block in self._blocks]
+        self._shared = torch.Generator().manual_seed(fold(seed, -1))
+
+    def shared(self) -> Tensor:
+        """Independent numbers, uniform on [0, 1), one for each of all the examples: (total,), float64, on the CPU.
+
+        Every part of a batch draws the same, so that a law of the whole batch (stratified times) needs no communication.
+        """
+        return torch.rand(self.total, generator=self._shared, dtype=torch.float64)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Independent N(0, 1) numbers of `shape`, whose first axis runs over the examples."""

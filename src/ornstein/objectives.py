@@ -173,10 +173,11 @@ class Objective:
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng.
 
+        Times are drawn for the whole batch of which rng holds a part: a batch in parts has the losses of the whole.
         Rows where `keep` (b,) is False are trained as unconditional.
         """
         process = denoiser.process.given(cond)
-        t = self.times(process, rng.uniform((len(x0),)).clamp(EDGE, 1 - EDGE))
+        t = self.times(process, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
         truth = process.noised(x0, t, rng)
         estimate = denoiser(truth.x_t, t, cond, keep)
         reading = self.weighting.reading or estimate.kind

@@ -64,7 +64,7 @@ class Fixed:
     """Stands in for `Noise`: hands out given numbers in order."""
 
     def __init__(self, *normals: Tensor, u: Tensor | None = None) -> None:
-        self.normals, self.u = list(normals), u
+        self.normals, self.u, self.rows = list(normals), u, slice(None)
 
     def normal(self, shape, dtype=torch.float32) -> Tensor:
         drawn = self.normals.pop(0)
@@ -75,6 +75,10 @@ class Fixed:
         assert self.u is not None
         assert tuple(self.u.shape) == tuple(shape)
         return self.u.to(dtype)
+
+    def shared(self) -> Tensor:
+        assert self.u is not None
+        return self.u.to(torch.float64)
 
 
 def unit_noise(draws: int, size: int) -> Fixed:

@@ -13,9 +13,11 @@ from ornstein import exact
 from ornstein.noise import Noise
 from ornstein.objectives import (
     EDMWeighting,
+    LogNormalSigma,
     MinSNR,
     Objective,
     Simple,
+    Stratified,
     UniformSteps,
     UniformTime,
     Weighting,
@@ -153,7 +155,7 @@ def test_loss_by_hand():
     network = Nonsense()
     denoiser = orn.Denoiser(network, process, "v")
     rng = Noise(7, 6)
-    u = rng.uniform((6,))
+    u = rng.shared()
     eps = rng.normal((6, 2, 3), torch.float64)
     alpha, sigma = (c.reshape(6, 1, 1) for c in (process.schedule.alpha(u), process.schedule.sigma(u)))
     x_t = alpha * X0 + sigma * eps
@@ -227,7 +229,7 @@ def test_energy_gradient_reaches_the_weights():
     loss.backward()
     alpha, sigma = level(denoiser.process.schedule, 0.5)
     rng = Noise(7, 6)
-    rng.uniform((6,))
+    rng.shared()
     eps = rng.normal(X0.shape, torch.float64)
     x_t = alpha * X0 + sigma * eps
     assert loss.item() == pytest.approx(float((-0.5 * x_t + eps / sigma).square().mean()))
@@ -247,3 +249,16 @@ def test_conditions_reach_the_network():
     Objective()(denoiser, X0, cond, Noise(0, 6), keep)
     assert seen["cond"] is cond
     assert seen["keep"] is keep
+
+
+@pytest.mark.parametrize("times", [UniformTime(), Stratified(), Stratified(LogNormalSigma())])
+def test_a_batch_in_parts_has_the_losses_of_the_whole(times):
+    """What lets several processes, or gradient accumulation, train as one process with the whole batch does."""
+    denoiser, objective = orn.Denoiser(Nonsense(), orn.Gaussian(orn.LinearVP()), "v"), Objective(times)
+    whole = objective(denoiser, X0, None, Noise(7, 6))
+    parts = [objective(denoiser, X0[rows], None, Noise(7, rows, total=6)) for rows in ([0, 2, 4], [1, 3, 5])]
+    for part, rows in zip(parts, ([0, 2, 4], [1, 3, 5]), strict=True):
+        assert torch.equal(part.t, whole.t[rows])
+        assert torch.allclose(part.per_example, whole.per_example[rows], rtol=1e-12)
+    if times == Stratified():
+        assert torch.equal((whole.t * 6).floor(), torch.arange(6.0, dtype=torch.float64))

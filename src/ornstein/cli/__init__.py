@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ornstein import __version__
-from ornstein.cli.common import Outcome, finite, parse, suggest
+from ornstein.cli.common import Outcome, finite, parse, rank, suggest
 from ornstein.errors import ConfigurationError, OrnsteinError
 
 COMMANDS = {
@@ -57,7 +57,8 @@ def _run(argv: list[str]) -> int:
         what = "the command comes first, got the option" if name.startswith("-") else "unknown command"
         raise ConfigurationError(f"{what} '{name}', expected {', '.join(COMMANDS)}{suggest(name, COMMANDS)}")
     outcome: Outcome = import_module(f"ornstein.cli.{name}").main(argv[1:])
-    print(json.dumps(finite(outcome.result), allow_nan=False) if outcome.json else outcome.text, flush=True)
+    if rank() == 0:
+        print(json.dumps(finite(outcome.result), allow_nan=False) if outcome.json else outcome.text, flush=True)
     return outcome.status
 
 
@@ -80,5 +81,6 @@ def _help() -> None:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"ornstein: {' '.join(message.split())}", file=sys.stderr)
+    who = f"ornstein (rank {rank()})" if "RANK" in os.environ else "ornstein"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -86,7 +87,13 @@ def finite(value: Any) -> Any:
 
 def say(text: str) -> None:
     """A remark on the way, on stderr: stdout holds the outcome alone."""
-    print(text, file=sys.stderr, flush=True)
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def rank() -> int:
+    """The number of this process among those that a launcher started; the first alone speaks."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _options(kind: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.cli.sample import SamplingOptions, draw, is_conditional
+from ornstein.config import DataOptions
 from ornstein.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def main(argv: list[str]) -> Outcome:
     from ornstein.devices import pick_device
     from ornstein.metrics import evaluate, load_features
 
-    model = checkpoints.load(options.run, pick_device(options.sampling.device))
+    model = checkpoints.load(options.run, pick_device(options.sampling.device), options.sampling.ema)
     features = None if options.features is None else load_features(options.features)
     config = model.config["options"]
     source = options.data or config["data"]
-    dataset = load_dataset(source, seed=config["training"]["seed"])
+    dataset = load_dataset(source, seed=config["training"]["seed"], options=DataOptions(**config["reading"]))
     own = dataset.fingerprint == model.config["data"]["fingerprint"]
     _check(dataset, model, own)
     drawn, calls = _samples(options, model, dataset)

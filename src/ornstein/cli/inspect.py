@@ -25,12 +25,12 @@ class Options:
 def main(argv: list[str]) -> Outcome:
     """Inspect as a command line says. Raises `OrnsteinError`."""
     options: Options = parse(Options, argv, PROG)
-    from ornstein import checkpoints, experiment
+    from ornstein import checkpoints, logs
 
     config = checkpoints.read_config(options.run)
     model = config["model"]
     denoiser, _ = checkpoints.rebuild(model)
-    log = experiment.read_log(options.run)
+    log = logs.read_log(options.run)
     state = "whole"
     counters: dict[str, Any] = {}
     try:
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> Outcome:
         "step": counters.get("step"),
         "total_steps": counters.get("total", config.get("total")),
         "examples_seen": counters.get("seen"),
+        "ema": counters.get("ema"),
         "loss": loss.get("loss"),
         "validation_loss": validation.get("validation_loss"),
         "validation_step": validation.get("step"),
@@ -73,7 +74,8 @@ def _table(found: dict[str, Any]) -> str:
         "condition": f"{options['model']['condition']}{_classes(model['classes'])}",
         "scaling": _scaling(model["scaling"]),
         "objective": f"{objective['weighting']} weight, {objective['times']} times",
-        "averages": f"power function of the steps, window {training['ema']:g} of them; used by sample and evaluate",
+        "averages": f"power functions of the steps, windows {', '.join(f'{x:g}' for x in training['ema'])} of them; "
+        f"{_or(found['ema'])} is used",
         "steps": f"{_or(found['step'])} of {_or(found['total_steps'])}, batch {training['batch_size']}, "
         f"{_or(found['examples_seen'])} examples seen",
         "loss": f"training {_or(found['loss'])}, validation {_or(found['validation_loss'])} "

@@ -16,7 +16,7 @@ from ornstein.config import GROUPS, PRESETS, RunOptions, preset, with_options
 from ornstein.errors import ConfigurationError, nearest
 
 NO_PRESET = "none"
-_WORDS = {int: "a whole number", float: "a number", str: "text"}
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _kinds() -> dict[str, Any]:
 
 
 def _without_none(hint: Any) -> Any:
-    if get_origin(hint) is Literal or not get_args(hint):
+    if get_origin(hint) in (Literal, tuple) or not get_args(hint):
         return hint
     return next(part for part in get_args(hint) if part is not type(None))
 
@@ -101,10 +101,16 @@ def _without_none(hint: Any) -> Any:
 def _is_of(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
+    if kind is bool:
+        return isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
 def _in_words(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"a list, each {_in_words(get_args(kind)[0])}"
     return f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else _WORDS[kind]
 
 
@@ -113,4 +119,4 @@ def _expected(kinds: Iterable[str]) -> str:
 
 
 def _toml_value(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | tuple | list) else str(value)

@@ -1,7 +1,7 @@
 """`ornstein sample`: draw samples from a run and write them."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +11,11 @@ from ornstein.cli.common import Outcome, hint, parse
 from ornstein.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ornstein.checkpoints import Model
+    from ornstein.parallel import Group
     from ornstein.samplers import Samples
 
 PROG = "ornstein sample"
@@ -42,6 +44,8 @@ class SamplingOptions:
     """Arithmetic of the network; auto is bfloat16 where the hardware has it, and then batch sizes agree less exactly."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
+    ema: Annotated[float | None, arg(**hint("default: the one of least validation loss"))] = None
+    """Which of the run's averages of the weights, by its length."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,17 @@ def main(argv: list[str]) -> Outcome:
     if options.n < 1:
         raise ConfigurationError(f"got -n {options.n}, expected at least 1")
     from ornstein import checkpoints
-    from ornstein.devices import pick_device
+    from ornstein.parallel import join, together
 
-    model = checkpoints.load(options.run, pick_device(options.sampling.device))
-    path = _destination(options, model)
+    group = join(options.sampling.device)
+    model = checkpoints.load(options.run, place(options.sampling, group), options.sampling.ema)
+    path = group.same(_destination(options, model))
     labels = _labels(options, model, path)
-    drawn = draw(model, options.sampling, options.n, labels)
-    write(path, drawn.x, labels, model)
+    with together(group, lambda: f"No file was written; start again to have {path}"):
+        drawn = draw(model, options.sampling, options.n, labels, group)
+        if group.main:
+            write(path, drawn.x, labels, model)
+        group.leave()
     result = {
         "run": str(options.run),
         "out": str(path),
@@ -94,26 +102,46 @@ def main(argv: list[str]) -> Outcome:
         "calls": drawn.calls,
         "seed": options.sampling.seed,
         "class": options.class_,
+        "processes": group.size,
         "seconds": round(drawn.seconds, 3),
     }
     text = f"{path}: {options.n} samples of step {model.step}, {drawn.calls} calls each, {drawn.seconds:.1f} s"
     return Outcome(result, text, options.json)
 
 
-def draw(model: "Model", options: SamplingOptions, n: int, labels: "Tensor | None") -> "Samples":
-    """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model."""
+def place(options: SamplingOptions, group: "Group") -> "torch.device":
+    """Where this process samples: the launcher's choice among several, else that of the options."""
+    from ornstein.devices import pick_device
+
+    return pick_device(options.device) if group.size == 1 else group.accelerator.device
+
+
+def draw(
+    model: "Model", options: SamplingOptions, n: int, labels: "Tensor | None", group: "Group | None" = None
+) -> "Samples":
+    """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model.
+
+    The processes of a group take batches in turn, the same batches as one process would: so the samples are the same. The
+    main process returns all of them, the others some.
+    """
+    import time
+
+    import torch
     from tqdm import tqdm
 
     from ornstein.devices import autocast, resolve_precision
-    from ornstein.samplers import Sampler, sample
+    from ornstein.parallel import Group
+    from ornstein.samplers import Sampler, Samples, sample
     from ornstein.specs import construct
 
     sampler = construct(options.sampler, Sampler)
     grid = _grid(model, sampler, options)
-    device = next(iter(model.parameters())).device
+    group, size = group or Group(), options.batch_size
+    device, began, parts, calls = next(iter(model.parameters())).device, time.perf_counter(), [], 0
     # The bar counts states by the hook meant for trajectories, whose values (one empty row each) weigh nothing.
+    total, hidden = -(-n // (size * group.size)) * len(grid), None if group.main else True
     with (
-        tqdm(total=-(-n // max(1, options.batch_size)) * len(grid), unit="step", leave=False, disable=None) as bar,
+        tqdm(total=total, unit="step", leave=False, disable=hidden) as bar,
         autocast(resolve_precision(options.precision, device), device),
     ):
 
@@ -121,17 +149,23 @@ def draw(model: "Model", options: SamplingOptions, n: int, labels: "Tensor | Non
             bar.update(1)
             return x.new_empty(0)
 
-        drawn = sample(
-            model,
-            sampler,
-            n=n,
-            grid=grid,
-            cond=labels,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            trajectory=follow,
-        )
-    return replace(drawn, x=drawn.x.cpu(), trajectory=None)
+        for begin in range(0, n, size * group.size):
+            first = begin + size * group.rank
+            rows = slice(first, max(first, min(first + size, n)))
+            drawn = sample(
+                model,
+                sampler,
+                n=rows.stop - rows.start,
+                grid=grid,
+                cond=None if labels is None else labels[rows],
+                seed=options.seed,
+                first=first,
+                batch_size=size,
+                trajectory=follow,
+            )
+            calls = max(calls, drawn.calls)
+            parts += [part for part in group.all(drawn.x.cpu()) if len(part) and group.main]
+    return Samples(torch.cat(parts) if parts else drawn.x.cpu(), calls, time.perf_counter() - began)
 
 
 def is_conditional(model: "Model") -> bool:

@@ -42,13 +42,17 @@ class Options:
     out: Annotated[Path | None, arg(metavar="RUN", **hint("default: runs/DATA-1, runs/DATA-2, ..."))] = None
     """The run folder to make; one that exists is never written over."""
     resume: Annotated[Path | None, arg(metavar="RUN", **hint())] = None
-    """Go on with this run, as it was configured, from its newest checkpoint; takes no other option but --json."""
+    """Go on with this run, as it was configured, from its newest checkpoint; takes few other options."""
+    allow_changed_data: Annotated[bool, arg(**hint())] = False
+    """With --resume: go on even where the data are no longer those that the run began with."""
     preset: Annotated[str | None, arg(metavar="NAME", **hint("default: the one made for DATA, else none"))] = None
-    """Named settings: digits, mnist, toy2d, or none."""
+    """Named settings: digits, mnist, cifar10, table, series, toy2d, or none."""
     config: Annotated[Path | None, arg(metavar="FILE.toml", **hint())] = None
     """Options by the names below, flat or in the tables [model], [objective], ...; --dry-run prints such a file."""
     dry_run: Annotated[bool, arg(**hint())] = False
     """Check the options, print all of them as TOML, and write nothing."""
+    profile: Annotated[bool, arg(**hint())] = False
+    """Time the parts of a training step (data, forward, backward, optimiser, average), print them, and write nothing."""
     json: Annotated[bool, arg(**hint())] = False
     """Print one JSON object on stdout, and nothing else."""
     reading: DataOptions = field(default_factory=DataOptions)
@@ -70,11 +74,15 @@ def main(argv: list[str]) -> Outcome:
         result = {"out": str(folder), "preset": preset, "options": asdict(run)}
         return Outcome(result, f"# {PROG}, preset {preset}, run folder {folder}\n{to_toml(run)}", options.json)
     from ornstein import experiment
+    from ornstein.parallel import join
 
     if options.preset is None and preset != "none":
         say(f"preset {preset}, made for these data (--preset none for the defaults)")
     _check(run)
-    return _train(experiment.create(run, folder), options.json)
+    group = join(run.training.device)
+    if options.profile:
+        return _profile(experiment.prepare(run, folder, group), options.json)
+    return _train(experiment.create(run, group.same(folder), group), options.json)
 
 
 def resolve(options: Options, argv: list[str]) -> tuple[RunOptions, str]:
@@ -122,15 +130,17 @@ def _check(run: RunOptions) -> None:
 
 
 def _resume(options: Options, folder: Path) -> Outcome:
-    others = list(_given(replace(options, resume=None, json=False), Options()))
+    others = list(_given(replace(options, resume=None, json=False, allow_changed_data=False), Options()))
     if others:
         raise ConfigurationError(
             f"--resume goes on with a run as it was configured, got {', '.join(others)} with it; leave that out, or "
             "start another run without --resume"
         )
-    from ornstein import experiment
+    from ornstein import checkpoints, experiment
+    from ornstein.parallel import join
 
-    return _train(experiment.resume(folder), options.json)
+    device = checkpoints.read_config(folder)["options"]["training"]["device"]
+    return _train(experiment.resume(folder, join(device), options.allow_changed_data), options.json)
 
 
 def _given(options: Any, default: Any) -> Iterator[str]:
@@ -143,14 +153,27 @@ def _given(options: Any, default: Any) -> Iterator[str]:
             yield "DATA" if name == "data" else f"--{name.replace('_', '-')}"
 
 
+def _profile(made: Any, json: bool) -> Outcome:
+    """The parts of a training step of an `Experiment`, in a table."""
+    from ornstein.profiling import profile
+
+    say(made.dataset.describe())
+    found = profile(made.run, made.data())
+    return Outcome(found.to_dict(), f"{made.describe()}\n{found}", json)
+
+
 def _train(made: Any, json: bool) -> Outcome:
     """Train an `Experiment` and put its summary into words."""
     say(made.dataset.describe())
+    say(made.describe())
+    for note in made.notes:
+        say(f"note: {note}")
     if made.run.count == made.run.total:
         say(f"{made.folder} is finished: all its {made.run.total} steps are made")
     else:
         say(f"training {made.folder} from step {made.run.count}; Ctrl-C saves and stops")
     summary = made.train(progress=True)
+    made.run.group.leave()
     losses = [
         f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in ("loss", "validation_loss") if summary.get(name)
     ]

@@ -16,14 +16,25 @@ _MARGIN = 2
 
 
 def image_grid(images: Any, path: str | os.PathLike[str], columns: int | None = None, scale: int | None = None) -> Path:
-    """Write images as one PNG, row by row, on white with a margin of 2 pixels around each. Returns the path.
+    """Write `grid_picture` of the images as one PNG, whole or not at all. Returns the path."""
+    return save_picture(grid_picture(images, columns, scale), path)
+
+
+def save_picture(picture: np.ndarray, path: str | os.PathLike[str]) -> Path:
+    """Write one picture, uint8 (h, w, c), as a PNG, whole or not at all. Returns the path."""
+    with atomic_write(path) as temporary:
+        _save(picture, temporary)
+    return Path(path)
+
+
+def grid_picture(images: Any, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+    """Images as one picture (h, w, c), row by row, on white with a margin of 2 pixels around each.
 
     images: uint8 (n, h, w) grey or (n, h, w, c) with c of 1, 3 or 4 channels, a numpy array or a tensor.
     columns: images in a row, about sqrt(n) unless given.
     scale: each pixel becomes scale x scale pixels; unless given, such that images are about 48 pixels high.
 
-    The file is written whole or not at all. Raises DataError for images of another shape or type, ConfigurationError
-    for `columns` or `scale` below 1.
+    Raises DataError for images of another shape or type, ConfigurationError for `columns` or `scale` below 1.
     """
     pixels = _checked(images)
     n, h, w, c = pixels.shape
@@ -37,9 +48,7 @@ def image_grid(images: Any, path: str | os.PathLike[str], columns: int | None = 
         top = _MARGIN + (i // columns) * (h + _MARGIN)
         left = _MARGIN + (i % columns) * (w + _MARGIN)
         grid[top : top + h, left : left + w] = pixels[i].repeat(scale, axis=0).repeat(scale, axis=1)
-    with atomic_write(path) as temporary:
-        _save(grid, temporary)
-    return Path(path)
+    return grid
 
 
 def image_folder(images: Any, folder: str | os.PathLike[str], labels: Sequence[int | str] | None = None) -> Path:

@@ -110,6 +110,7 @@ def sample(
     grid: Tensor | None = None,
     cond: Tensor | None = None,
     seed: int = 0,
+    first: int = 0,
     batch_size: int | None = None,
     trajectory: int | Callable[[float, Tensor], Tensor] | None = None,
 ) -> Samples:
@@ -124,7 +125,8 @@ def sample(
             where none of them nor a grid is given).
         grid: the times to visit; by default `grids.karras(process, steps)`. An ascending grid goes from data to noise.
         cond: the condition, (n, ...).
-        seed: sample i depends on (seed, i) alone, whatever the batch size.
+        seed, first: these are samples first .. first + n - 1 of the seed; sample i depends on (seed, i) alone, whatever
+            the batch size.
         batch_size: examples per network call (256).
         trajectory: k keeps every k-th state and the last; a function of (t, x) keeps its values instead.
 
@@ -139,12 +141,12 @@ def sample(
         raise ConfigurationError(f"got batch_size={batch_size}, expected at least 1")
     device = _device(denoiser) if start is None else start.device
     parts, made, kept = [], 0, []
-    for first in range(0, n, size):
-        rows = slice(first, min(first + size, n))
+    for begin in range(0, n, size):
+        rows = slice(begin, min(begin + size, n))
         part_cond = None if cond is None else cond[rows].to(device)
 
         def run(rows: slice = rows, part_cond: Tensor | None = part_cond) -> Iterator[State]:
-            rng = Noise(seed, range(rows.start, rows.stop), device)
+            rng = Noise(seed, range(first + rows.start, first + rows.stop), device)
             process = denoiser.process.given(part_cond)
             x = process.prior((rows.stop - rows.start, *shape), rng, float(grid[0])) if start is None else start[rows]
             return sample_steps(denoiser, sampler, x, grid, rng, part_cond)

@@ -1,0 +1,9 @@
+"""A run folder: train what its configuration says, with a log, validation, sample grids and checkpoints on the way.
+
+RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.png   RUN/tensorboard/
+"""
+
+from ornstein.experiment.build import build, create, objective, prepare, resume
+from ornstein.experiment.experiment import Experiment
+
+__all__ = ["Experiment", "build", "create", "objective", "prepare", "resume"]

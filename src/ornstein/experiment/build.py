@@ -1,0 +1,163 @@
+"""From options to an experiment: a new one, or one that goes on."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ornstein import checkpoints, logs, networks
+from ornstein.config import GROUPS, RunOptions, seconds, with_options
+from ornstein.data import Dataset, load_dataset, require_labels
+from ornstein.denoisers import Denoiser
+from ornstein.devices import pick_device
+from ornstein.errors import CheckpointError, ConfigurationError
+from ornstein.experiment.experiment import Experiment
+from ornstein.files import sweep
+from ornstein.noise import fold
+from ornstein.objectives import (
+    EDMWeighting,
+    LogNormalSigma,
+    MinSNR,
+    Objective,
+    Simple,
+    Stratified,
+    UniformSteps,
+    UniformTime,
+)
+from ornstein.parallel import Group
+from ornstein.processes.gaussian import Gaussian
+from ornstein.schedules import Schedule
+from ornstein.specs import construct, parse, with_arguments
+from ornstein.training import Run, check_batch
+
+INITIAL = 5  # a stream of the seed
+
+
+def create(options: RunOptions, folder: Path, group: Group | None = None) -> Experiment:
+    """A new run in `folder`. Raises `ConfigurationError` where it exists, or where options and data do not fit."""
+    made = prepare(options, folder, group)
+    if made.run.group.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_config(folder, made.config)
+    made.run.group.wait()
+    return made
+
+
+def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Experiment:
+    """What `create` makes, with nothing written yet."""
+    group = group or Group()
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if group.same(taken):
+        raise ConfigurationError(
+            f"{folder} exists already; give another name with --out, or go on with it: ornstein train --resume {folder}"
+        )
+    if options.training.budget is not None and options.training.steps is not None:
+        raise ConfigurationError("got both steps and budget, expected one of them")
+    if options.training.budget is not None:
+        seconds(options.training.budget)
+    elif options.training.steps is None:
+        options = with_options(options, {"steps": 5000})
+    dataset = _load(options)
+    check_batch(options.training.batch_size, len(dataset.train))
+    denoiser = build(options, dataset, group)
+    model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
+    run, labels = Run(denoiser, objective(options), options.training, group), dataset.train_labels
+    data = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "train": len(dataset.train),
+        "test": len(dataset.test),
+        "class_counts": [] if labels is None else torch.bincount(labels, minlength=len(dataset.classes)).tolist(),
+    }
+    config = {"options": dataclasses.asdict(options), "data": data, "model": model, "total": options.training.steps}
+    return Experiment(folder, options, config, dataset, run)
+
+
+def resume(folder: Path, group: Group | None = None, allow_changed_data: bool = False) -> Experiment:
+    """A run as its newest checkpoint left it, or from its start where none was written yet.
+
+    Its `notes` say where it goes on otherwise than it would have: on changed data, on another number of processes.
+    Raises `CheckpointError` where it is damaged, or where its data have changed and `allow_changed_data` is not given.
+    """
+    group, notes = group or Group(), []
+    config = checkpoints.read_config(folder)
+    changes = {k: v for name in GROUPS for k, v in config["options"][name].items()}
+    options = with_options(RunOptions(config["options"]["data"]), changes)
+    dataset = _load(options)
+    if dataset.fingerprint != config["data"]["fingerprint"]:
+        dataset = _take_changed(dataset, config, folder, allow_changed_data)
+        notes.append(f"the data in {options.data} have changed: the run goes on with them, and with its old scaling")
+    check_batch(options.training.batch_size, len(dataset.train))
+    saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
+    denoiser = checkpoints.rebuild(config["model"])[0] if saved else build(options, dataset, group)
+    denoiser.to(device_of(options, group))
+    run = Run(denoiser, objective(options), options.training, group)
+    if saved:
+        tensors, counters = checkpoints.read(folder)
+        run.restore(tensors, counters)
+        before = counters["processes"]
+        if before != group.size:
+            notes.append(
+                f"the run was saved by {before} processes and goes on with {group.size}: the same up to rounding (and "
+                "dropout), no longer bit for bit"
+            )
+    if group.main:
+        sweep(folder)
+        logs.cut(folder, run.count)
+    group.wait()
+    return Experiment(folder, options, config, dataset, run, notes)
+
+
+def build(options: RunOptions, dataset: Dataset, group: Group | None = None) -> Denoiser:
+    """The denoiser that the options describe for a data set, with fresh weights that are a function of the seed."""
+    shape = dataset.scaling.shape
+    classes = 0
+    if options.model.condition == "labels":
+        require_labels(dataset)
+        classes = len(dataset.classes)
+    text = options.model.network
+    if text == "auto":
+        text = "UNet" if len(shape) in (2, 3) else "MLP"
+    maker = getattr(networks, parse(text).name, None)
+    takes = () if maker is None else inspect.signature(maker).parameters
+    known = {"shape": shape, "channels": shape[0], "dims": len(shape) - 1, "classes": classes}
+    facts = {name: value for name, value in known.items() if name in takes}
+    torch.manual_seed(fold(options.training.seed, INITIAL))
+    network = construct(with_arguments(text, facts), torch.nn.Module)
+    process = Gaussian(construct(options.model.schedule, Schedule))
+    denoiser = Denoiser(network, process, options.model.parametrization, sigma_data=dataset.scaling.sigma_data)
+    denoiser.shape = shape
+    return denoiser.to(device_of(options, group or Group()))
+
+
+def objective(options: RunOptions) -> Objective:
+    """The objective that the options describe."""
+    times = construct(options.objective.times, (UniformTime, UniformSteps, LogNormalSigma, Stratified))
+    return Objective(times, construct(options.objective.weighting, (Simple, EDMWeighting, MinSNR)))
+
+
+def device_of(options: RunOptions, group: Group) -> torch.device:
+    """Where this process trains: the launcher's choice among several, else that of the options."""
+    return pick_device(options.training.device) if group.size == 1 else torch.device(group.accelerator.device)
+
+
+def _load(options: RunOptions) -> Dataset:
+    return load_dataset(options.data, seed=options.training.seed, options=options.reading)
+
+
+def _take_changed(dataset: Dataset, config: dict[str, Any], folder: Path, allowed: bool) -> Dataset:
+    """Changed data in the scaling and the classes of the run. Raises `CheckpointError` where that cannot be, or is not wanted."""
+    if not allowed:
+        raise CheckpointError(
+            f"the data in {config['options']['data']} are not those of the run {folder}: their fingerprint differs; give "
+            "--allow-changed-data to go on with them"
+        )
+    scaling = checkpoints.rebuild(config["model"])[1]
+    if scaling is None or not scaling.fits(dataset.scaling) or list(dataset.classes) != config["model"]["classes"]:
+        raise CheckpointError(
+            f"the data in {config['options']['data']} are of another kind than those of the run {folder} (shape, type, "
+            "columns or classes differ); expected data like those it was trained on"
+        )
+    return dataclasses.replace(dataset, scaling=scaling)

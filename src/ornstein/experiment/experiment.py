@@ -1,0 +1,253 @@
+"""`Experiment`: a run with its folder, and what is reported, drawn and saved while it trains."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ornstein import checkpoints, logs
+from ornstein.config import RunOptions, seconds
+from ornstein.data import Dataset, to_uint8_images
+from ornstein.data.streaming import batches
+from ornstein.devices import autocast, reason
+from ornstein.errors import CheckpointError, NumericalError
+from ornstein.experiment.interrupts import on_interrupt
+from ornstein.noise import Noise, fold
+from ornstein.parallel import together
+from ornstein.plots.grids import grid_picture, save_picture
+from ornstein.samplers import sample
+from ornstein.training import Batches, Record, Run
+from ornstein.watching import Watcher, open_watchers
+
+MEASURED = 50  # steps from which a budget learns the speed
+HELD_OUT = 1024  # examples of the validation loss
+VALIDATION, GRID = 3, 4  # streams of the seed
+GRID_SIZE, GRID_CALLS = 64, 20
+
+
+class Experiment:
+    """A run with its folder. Made by `create` or `resume`; `train` does the work.
+
+    `notes` are what a user should know before it goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: RunOptions,
+        config: dict[str, Any],
+        dataset: Dataset,
+        run: Run,
+        notes: list[str] | None = None,
+    ) -> None:
+        self.folder, self.options, self.config, self.dataset, self.run = folder, options, config, dataset, run
+        self.notes = notes or []
+        self.labelled = options.model.condition == "labels"
+        self.examples, self.labels = _on_device(dataset.train, run.device), dataset.train_labels
+        self.last: dict[str, float] = {}
+        self.skipped = dataset.skipped
+        self._watchers: list[Watcher] = []
+
+    def describe(self) -> str:
+        """One line: where and how the run trains, as `--precision auto` and the hardware decided it."""
+        run, options = self.run, self.options.training
+        network = type(run.denoiser.network).__name__
+        kept = f"on {self.examples.device}" if isinstance(self.examples, Tensor) else "read from disk as needed"
+        parts = [
+            f"{run.device}, {run.precision}{reason(options.precision, run.precision, run.device)}",
+            f"{network} of {sum(p.numel() for p in run.parameters):,} parameters{', compiled' if options.compile else ''}",
+            "fused AdamW",
+            f"data {kept}",
+            f"{run.group.size} processes" if run.group.size > 1 else f"{torch.get_num_threads()} threads",
+        ]
+        return "; ".join(parts)
+
+    def train(self, progress: bool = True) -> dict[str, Any]:
+        """Train to the last step, or until interrupted (Ctrl-C or SIGTERM finishes the step and saves).
+
+        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s, stopped. On a loss that is not
+        finite the last good state is saved and `NumericalError` raised.
+        """
+        began, first, durations, run = time.perf_counter(), self.run.count, [], self.run
+        shown = progress and run.group.main
+        bar = tqdm(total=run.total, initial=first, unit="step", disable=None if shown else True, leave=False)
+        run.denoiser.train()
+        names = self.options.report.watch if run.group.main else ()
+        self._watchers = open_watchers(names, self.folder, self.config, run.count)
+        try:
+            with on_interrupt(self._interrupt), together(run.group, self._how_to_go_on):
+                for record, duration in self._steps():
+                    durations.append(duration)
+                    self._report(record, durations, began, bar)
+        except NumericalError as error:
+            raise NumericalError(f"{error}; the last good state is saved in {self.save()}") from None
+        finally:
+            bar.close()
+        stopped = "interrupted" if run.stopped else "finished"
+        if stopped == "finished" and self.options.report.validate_every:
+            self._validate()
+        self.save()
+        for watcher in self._watchers:
+            watcher.close()
+        made = (run.count - first) * self.options.training.batch_size
+        return {
+            "run": str(self.folder),
+            "steps": run.count,
+            "loss": self.last.get("loss"),
+            "validation_loss": self.last.get("validation_loss"),
+            "ema": run.averages.chosen,
+            "skipped": self.skipped,
+            "seconds": round(time.perf_counter() - began, 3),
+            "images_per_s": round(made / max(sum(durations), 1e-9), 1),
+            "device": str(run.device),
+            "precision": run.precision,
+            "processes": run.group.size,
+            "stopped": stopped,
+        }
+
+    def data(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Without end, from where the run stands: this process's share of each batch, in model units, and its labels."""
+        run, order = self.run, Batches(len(self.examples), self.options.training.seed)
+        plan = order.plan(run.seen, self.options.training.batch_size, run.share)
+        for rows, raw, bad in batches(self.examples, plan, self.options.reading.workers):
+            self.skipped += bad
+            labels = self.labels[rows.cpu()].to(run.device) if self.labelled and self.labels is not None else None
+            yield self._encode(raw), labels
+
+    def _encode(self, raw: Tensor) -> Tensor:
+        """Raw examples in model units on the device: moved as bytes where they are bytes."""
+        raw = raw.to(self.run.device, non_blocking=True) if raw.dtype == torch.uint8 else raw
+        return self.dataset.scaling.encode(raw).to(self.run.device)
+
+    def _steps(self) -> Iterator[tuple[Record, float]]:
+        """Step after step until the total or an interruption: the record, and the seconds it took with its data."""
+        run, data = self.run, self.data()
+        while not run.stopped and (run.total is None or run.count < run.total):
+            tick = time.perf_counter()
+            record = run.step(*next(data))
+            yield record, time.perf_counter() - tick
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present state; returns its path. All processes must ask together."""
+        tensors, counters = self.run.state()
+        place = checkpoints.place(self.folder, self.run.count)
+        if self.run.group.main:
+            checkpoints.save(self.folder, tensors, counters, keep=self.options.report.keep)
+        return place
+
+    def _how_to_go_on(self) -> str:
+        saved = checkpoints.checkpoints(self.folder)
+        newest = f"{saved[-1].name} is whole" if saved else "No checkpoint was written yet"
+        return f"{newest}; go on with the launcher and: ornstein train --resume {self.folder}"
+
+    def _interrupt(self) -> None:
+        self.run.asked_to_stop = True
+        self.run.stopped = self.run.group.size == 1  # several processes agree on it in their next step
+
+    def _report(self, record: Record, durations: list[float], began: float, bar: tqdm) -> None:
+        report, count, last = self.options.report, record.count, record.count == record.total
+        self.last["loss"] = record.loss
+        speed = self.options.training.batch_size / median(durations[-MEASURED:])
+        bar.update(1)
+        bar.set_postfix_str(f"loss {record.loss:.4f}, {speed:.0f} images/s", refresh=False)
+        if report.log_every and (count % report.log_every == 0 or last):
+            self._log_step(record, speed)
+        if record.total is None and self._fix_total(durations, began):
+            bar.total = self.run.total
+            self._log({"total": self.run.total})
+            self._attempt("the checkpoint", self.save)  # so that a resumed run keeps the total, and with it its rates
+        if report.validate_every and count % report.validate_every == 0 and not last:
+            self._validate()
+        if report.grid_every and (count % report.grid_every == 0 or last):
+            self._grid()
+        if report.save_every and count % report.save_every == 0:
+            self._attempt("the checkpoint", self.save)
+
+    def _fix_total(self, durations: list[float], began: float) -> bool:
+        """Turn the budget into a number of steps, once: what is left of it over the time of a step and its share of reports."""
+        budget, spent = seconds(self.options.training.budget or ""), time.perf_counter() - began
+        if not self.run.group.same(len(durations) >= MEASURED or spent + durations[-1] >= budget):
+            return False
+        report, step = self.options.report, fmean(durations[5:] or durations)  # the first ones prepare kernels
+        for every, action in ((report.validate_every, self._validate), (report.grid_every, self._grid)):
+            tick = time.perf_counter()
+            if every and self.run.group.same(spent < budget / 10):
+                action()
+                step += (time.perf_counter() - tick) / every
+        left = budget - (time.perf_counter() - began)
+        self.run.total = self.run.group.same(self.run.count + max(0, int(left / step)))
+        return True
+
+    def _validate(self) -> None:
+        """The loss on held-out data of each average, at noise that is the same every time; the best one is chosen."""
+        averages = self.run.averages
+        losses = {length: self._held_out_loss(length) for length in averages.lengths}
+        averages.chosen = min(losses, key=losses.__getitem__)
+        self.last["validation_loss"] = losses[averages.chosen]
+        named = {f"{length:g}": loss for length, loss in losses.items()}
+        self._log({"validation_loss": losses[averages.chosen], "validation_losses": named})
+
+    def _held_out_loss(self, length: float) -> float:
+        run, dataset = self.run, self.dataset
+        held, n = len(dataset.test), min(len(dataset.test), HELD_OUT)
+        mine = (torch.arange(n) * held // n)[run.group.share(n)]  # held-out data may be sorted by class
+        total = torch.zeros((), device=run.device)
+        with run.averaged(length) as denoiser, torch.no_grad(), autocast(run.precision, run.device):
+            for rows in mine.split(256):
+                rng = Noise(fold(self.options.training.seed, VALIDATION), rows.tolist(), run.device, held)
+                cond = None
+                if self.labelled and dataset.test_labels is not None:
+                    cond = dataset.test_labels[rows].to(run.device)
+                total += run.objective(denoiser, self._encode(dataset.test[rows]), cond, rng).per_example.float().sum()
+        return float(run.group.sum(total)) / n
+
+    def _grid(self) -> None:
+        """A picture grid of samples, where the data are images."""
+        if not (self.dataset.scaling.is_image and self.run.group.main):
+            return
+        cond = torch.arange(GRID_SIZE) % len(self.dataset.classes) if self.labelled else None
+        with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
+            seed = fold(self.options.training.seed, GRID)
+            x = sample(denoiser, n=GRID_SIZE, calls=GRID_CALLS, cond=cond, seed=seed).x
+        picture = grid_picture(to_uint8_images(self.dataset.scaling, self.dataset.scaling.decode(x.cpu())))
+        path = self.folder / "samples" / f"step-{self.run.count:08d}.png"
+        self._attempt("the sample grid", lambda: save_picture(picture, path))
+        for watcher in self._watchers:
+            watcher.images(self.run.count, "samples", picture)
+
+    def _log_step(self, record: Record, speed: float) -> None:
+        loss, levels = self.run.losses_by_level()
+        line = {"loss": loss, "gradient_norm": record.gradient_norm, "learning_rate": record.learning_rate}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        self._log({**line, "images_per_s": round(speed, 1), **skipped, "losses_by_level": levels})
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """A line in the log, and the same numbers to those who watch."""
+        if not self.run.group.main:
+            return
+        step = self.run.count
+        self._attempt("the log", lambda: logs.append(self.folder, {"step": step, **values}))
+        for watcher in self._watchers:
+            watcher.scalars(step, logs.scalars(values))
+
+    def _attempt(self, what: str, action: Callable[[], Any]) -> None:
+        """Do what a full disk can stop, and train on where it does: the disk may have room the next time."""
+        try:
+            action()
+        except (OSError, CheckpointError) as error:
+            said = getattr(error, "strerror", None) or error
+            text = f"ornstein: step {self.run.count}: {what} could not be written ({said}); training goes on"
+            tqdm.write(text, file=sys.stderr)
+
+
+def _on_device(examples: Any, device: torch.device) -> Any:
+    """Examples in the memory of a GPU where they take at most a quarter of what is free there; else as they are."""
+    if not isinstance(examples, Tensor) or device.type != "cuda":
+        return examples
+    return examples.to(device) if 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0] else examples

@@ -1,0 +1,257 @@
+"""`Run`: all that changes in training, and one step of it."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.config import TrainingOptions
+from ornstein.denoisers import Denoiser
+from ornstein.devices import autocast, resolve_precision
+from ornstein.errors import CheckpointError, ConfigurationError, NumericalError
+from ornstein.noise import Noise, fold
+from ornstein.objectives import Loss, Objective
+from ornstein.parallel import Group
+from ornstein.training.averages import Averages
+
+DROPOUT = 2  # a stream of the seed
+BETAS = (0.9, 0.99)
+LEVELS = 8  # equal parts of [0, 1] in which losses are told apart by their time
+OPTIMISER_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step did: `count` steps made of `total` (None until a budget has fixed it), the mean loss of the batch, the
+    norm of the gradient before clipping, the learning rate."""
+
+    count: int
+    total: int | None
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+class Run:
+    """All that changes in training: the network, the averages of its weights, the optimiser, and the counters.
+
+    A batch of `options.batch_size` examples is shared among the processes of `group`, and each share is taken in
+    `options.accumulate` parts. Times, noise and dropped labels are functions of (seed, examples seen, place in the batch):
+    so losses do not depend on either number, but for rounding and dropout within the network.
+
+    Args:
+        denoiser: trained in place.
+        objective: what is minimised.
+        options: how; `options.steps` is the total, None while a budget has not fixed it.
+        group: the processes that train together.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, objective: Objective, options: TrainingOptions, group: Group | None = None
+    ) -> None:
+        self.group = group or Group()
+        _check(options, self.group.size)
+        self.denoiser, self.objective, self.options = denoiser, objective, options
+        self.names, self.parameters = zip(
+            *((n, p) for n, p in denoiser.network.named_parameters() if p.requires_grad), strict=True
+        )
+        self.device = self.parameters[0].device
+        self.precision = resolve_precision(options.precision, self.device)
+        if options.compile:
+            denoiser.network.compile()
+        self.trained = copy.copy(denoiser)  # the same weights, through the wrapper that averages gradients
+        self.trained._modules = {**denoiser._modules, "network": self.group.wrap(denoiser.network)}
+        self.averages = Averages(options.ema, self.parameters)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=options.learning_rate, betas=BETAS, weight_decay=options.weight_decay, fused=True
+        )
+        self.share = self.group.share(options.batch_size)
+        self.count, self.seen, self.total = 0, 0, options.steps
+        self.window = torch.zeros(2, LEVELS, device=self.device)  # sums of losses and their numbers since the last log
+        self.asked_to_stop = self.stopped = False  # asked of one process, agreed by all in the next step
+
+    def step(self, x0: Tensor, cond: Tensor | None = None) -> Record:
+        """One optimiser step: x0 (b, *d) is this process's share of the batch, in model units, with its condition (b, ...).
+
+        Raises `NumericalError` before the weights change where the loss or its gradient is not finite.
+        """
+        options, parts = self.options, min(self.options.accumulate, len(x0))
+        torch.manual_seed(fold(options.seed, DROPOUT, self.group.rank, self.seen))
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = []
+        for k in range(parts):
+            rows = range(len(x0) * k // parts, len(x0) * (k + 1) // parts)
+            part = slice(rows.start, rows.stop)
+            loss = self._forward(x0[part], None if cond is None else cond[part], rows)
+            self._backward(loss, last=k == parts - 1)
+            losses.append(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, options.clip, foreach=True)
+        mean = torch.stack([loss.per_example.detach().sum() for loss in losses]).sum() / options.batch_size
+        asked = mean.new_tensor(float(self.asked_to_stop))
+        mean_loss, wishes = self.group.sum(torch.stack([mean, asked])).unbind()
+        figures = torch.stack([mean_loss, wishes, norm.to(mean)]).tolist()  # the only wait for the device
+        if not all(map(math.isfinite, figures)):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise NumericalError(self._describe_failure(losses))
+        self.stopped = self.stopped or figures[1] > 0
+        rate = options.learning_rate * self._rate()
+        self._update(rate)
+        self.count, self.seen = self.count + 1, self.seen + options.batch_size
+        self._average()
+        for loss in losses:
+            self._watch(loss)
+        return Record(self.count, self.total, figures[0], figures[2], rate)
+
+    def _forward(self, x0: Tensor, cond: Tensor | None, rows: range) -> Loss:
+        """The losses of some rows of this process's share."""
+        options, first = self.options, self.share.start
+        places = range(first + rows.start, first + rows.stop)
+        rng = Noise(fold(options.seed, self.seen), places, self.device, options.batch_size)
+        keep = None if cond is None else rng.uniform((len(x0),), torch.float32) >= options.label_dropout
+        with autocast(self.precision, self.device):
+            return self.objective(self.trained, x0, cond, rng, keep)
+
+    def _backward(self, loss: Loss, last: bool) -> None:
+        """Add the gradient of the sum over all examples / batch_size; `last` shares it among the processes."""
+        group, total = self.group, loss.per_example.sum() * (self.group.size / self.options.batch_size)
+        with nullcontext() if last else group.holding(self.trained.network):
+            total.backward()
+
+    def _update(self, rate: float) -> None:
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = rate
+        self.optimiser.step()
+
+    def _average(self) -> None:
+        self.averages.update(self.count)
+
+    @torch.no_grad()
+    def _watch(self, loss: Loss) -> None:
+        """Add losses to the window, by their time."""
+        level = (loss.t * LEVELS).long().clamp(0, LEVELS - 1).to(self.device)
+        values = loss.per_example.detach().float()
+        self.window[0].index_add_(0, level, values)
+        self.window[1].index_add_(0, level, torch.ones_like(values))
+
+    def losses_by_level(self) -> tuple[float, dict[str, float]]:
+        """The mean loss since this was last asked, and that in each eighth of [0, 1] in which a time fell; resets both."""
+        sums, counts = self.group.sum(self.window).double().cpu().unbind()
+        self.window.zero_()
+        levels = {f"t<{(k + 1) / LEVELS:g}": float(sums[k] / counts[k]) for k in range(LEVELS) if counts[k]}
+        return float(sums.sum() / counts.sum()), levels
+
+    def _rate(self) -> float:
+        """The share of the peak learning rate at this step: a linear rise, then a half cosine to zero at the end."""
+        if self.total is None:
+            return min(1.0, (self.count + 1) / 50)
+        rise = max(1.0, self.options.warmup * self.total)
+        place = min(1.0, self.count / self.total)
+        return min(1.0, (self.count + 1) / rise) * 0.5 * (1 + math.cos(math.pi * place))
+
+    def _describe_failure(self, losses: list[Loss]) -> str:
+        values, t = (
+            torch.cat([getattr(loss, name).detach().cpu() for loss in losses]) for name in ("per_example", "t")
+        )
+        bad = ~torch.isfinite(values)
+        where = int(bad.nonzero()[0]) if bad.any() else int(values.argmax())
+        what = f"loss is {float(values[where]):g} in {int(bad.sum())} of {len(bad)} examples"
+        what = what if bad.any() else "gradient is not finite; the largest loss here is"
+        return (
+            f"training stopped at step {self.count + 1}: the {what} at t = {float(t[where]):.4g} (log-SNR "
+            f"{float(self.denoiser.process.level(float(t[where])).log_snr):.3g}); try a lower learning rate, or float32"
+        )
+
+    @contextmanager
+    def averaged(self, length: float | None = None) -> Iterator[Denoiser]:
+        """The denoiser with its averaged weights (`length`: which, the chosen ones), in evaluation mode, for a block."""
+        weights = [p.detach().clone() for p in self.parameters]
+        self.use_averages(length)
+        try:
+            yield self.denoiser
+        finally:
+            _copy(self.parameters, weights)
+            self.denoiser.train()
+
+    def use_averages(self, length: float | None = None) -> None:
+        """Put averaged weights in place of the trained ones, and the denoiser in evaluation mode."""
+        _copy(self.parameters, self.averages.of[self.averages.chosen if length is None else length])
+        self.denoiser.eval()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the counters from which `restore` makes the same run. All processes must ask together."""
+        tensors = {f"network.{name}": value.detach() for name, value in self.denoiser.network.state_dict().items()}
+        for length, average in self.averages.of.items():
+            tensors |= {f"average.{length:g}.{n}": v for n, v in zip(self.names, average, strict=True)}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimiser.state[parameter].items():
+                tensors[f"optimiser.{key}.{name}"] = value.detach()
+        tensors["window"] = self.group.sum(self.window.clone())
+        counters = {"step": self.count, "seen": self.seen, "total": self.total}
+        return tensors, {**counters, "ema": self.averages.chosen, "processes": self.group.size}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Take over the tensors and counters of `state`. Raises `CheckpointError` where they are of another network."""
+        load_network(self.denoiser.network, tensors, "network")
+        for length, average in self.averages.of.items():
+            _copy(average, [tensors[f"average.{length:g}.{name}"] for name in self.names])
+        held = []
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            keys = [key for key in OPTIMISER_STATE if f"optimiser.{key}.{name}" in tensors]
+            values = {key: tensors[f"optimiser.{key}.{name}"] for key in keys}
+            # The fused optimiser goes through memory: moments must have the layout (channels-last) of their weight.
+            like = {key: v if v.ndim == 0 else torch.empty_like(parameter).copy_(v) for key, v in values.items()}
+            held.append(like)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": {i: h for i, h in enumerate(held) if h}, "param_groups": groups})
+        if self.group.main:  # the others' losses are in the main one's sums
+            self.window.copy_(tensors["window"])
+        self.count, self.seen, self.total = counters["step"], counters["seen"], counters["total"]
+        self.averages.chosen = counters["ema"]
+
+
+@torch.no_grad()
+def load_network(network: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Load the tensors `prefix.NAME` over the network's own, and buffers from `network.NAME`. Raises `CheckpointError`."""
+    own = network.state_dict()
+    found = {name: tensors.get(f"{prefix}.{name}", tensors.get(f"network.{name}")) for name in own}
+    for name, value in found.items():
+        if value is None or value.shape != own[name].shape:
+            got = "nothing" if value is None else f"shape {tuple(value.shape)}"
+            raise CheckpointError(
+                f"got {got} for the weight '{name}', expected shape {tuple(own[name].shape)}: this is another network"
+            )
+    network.load_state_dict({name: value for name, value in found.items() if value is not None})
+
+
+@torch.no_grad()
+def _copy(targets: list[Tensor] | tuple[Tensor, ...], sources: list[Tensor]) -> None:
+    torch._foreach_copy_(list(targets), sources)
+
+
+def _check(options: TrainingOptions, processes: int) -> None:
+    ranges = {
+        "steps": options.steps is None or options.steps >= 1,
+        "batch_size": options.batch_size >= 1,
+        "accumulate": options.accumulate >= 1,
+        "learning_rate": 0 < options.learning_rate < math.inf,
+        "warmup": 0 <= options.warmup <= 1,
+        "weight_decay": 0 <= options.weight_decay < math.inf,
+        "clip": options.clip > 0,
+        "ema": len(options.ema) > 0 and all(0 <= length < 1 for length in options.ema),
+        "label_dropout": 0 <= options.label_dropout <= 1,
+    }
+    wrong = [name for name, fits in ranges.items() if not fits]
+    if wrong:
+        value = getattr(options, wrong[0])
+        raise ConfigurationError(f"got {wrong[0]}={value}, out of its range; see `ornstein train --help`")
+    if options.batch_size < processes * options.accumulate:
+        raise ConfigurationError(
+            f"got {processes} processes x {options.accumulate} parts for a batch of {options.batch_size} examples, "
+            "expected at least one example in each; raise batch_size, or take fewer"
+        )
