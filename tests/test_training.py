@@ -3,9 +3,12 @@
 import itertools
 import json
 import math
+import re
+import resource
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ import ornstein as orn
 from ornstein import checkpoints, experiment
 from ornstein.config import RunOptions, TrainingOptions, with_options
 from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
+from ornstein.noise import Noise, fold
 from ornstein.training import Batches, Run, train
 
 QUIET = {"validate_every": 0, "grid_every": 0, "save_every": 0, "log_every": 1}
@@ -279,3 +283,189 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ConfigurationError, match="--resume"):
         experiment.create(options(steps=1), tmp_path / "run")
     assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def file_limit():
+    """Sets the size beyond which no file can grow, which fails like a full disk; lifted at the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_path, file_limit, capfd):
+    run = experiment.create(options(steps=6, save_every=2, keep=5), tmp_path / "run")
+    step = run.run.step
+
+    def fill(*args):
+        record = step(*args)
+        file_limit({3: 20_000, 5: None}.get(record.count, resource.getrlimit(resource.RLIMIT_FSIZE)[0]))
+        return record
+
+    run.run.step = fill
+    assert run.train(progress=False)["stopped"] == "finished"
+    assert [p.name for p in checkpoints.checkpoints(tmp_path / "run")] == ["step-00000002", "step-00000006"]
+    said = capfd.readouterr().err
+    assert re.search(r"step 4: .*step-00000004 could not be written .*step-00000002 .* whole\); training goes on", said)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    whole = experiment.create(options(steps=6), tmp_path / "whole")
+    whole.train(progress=False)
+    assert states_equal(whole.run, run.run)
+
+
+def test_a_disk_that_is_full_at_the_end_is_an_error_that_names_what_is_whole(tmp_path, file_limit):
+    run = experiment.create(options(steps=4, save_every=2), tmp_path / "run")
+    step = run.run.step
+
+    def fill(*args):
+        record = step(*args)
+        if record.count == 3:
+            file_limit(20_000)
+        return record
+
+    run.run.step = fill
+    with pytest.raises(CheckpointError, match="step-00000004 could not be written .*step-00000002 .*are whole"):
+        run.train(progress=False)
+    file_limit(None)
+    assert experiment.resume(tmp_path / "run").run.count == 2
+
+
+def test_what_a_killed_process_left_half_written_is_swept_up_and_nothing_else(tmp_path):
+    run = experiment.create(options(steps=2), tmp_path / "run")
+    run.train(progress=False)
+    half = tmp_path / "run" / "checkpoints" / ".step-00000009.0123abcd.tmp"
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / ".log.0123abcd.tmp.jsonl").write_text("half")
+    own = tmp_path / "run" / ".notes.tmp"
+    own.write_text("the user's own")
+    experiment.resume(tmp_path / "run")
+    assert not half.exists()
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".notes.tmp", "checkpoints", "config.json", "log.jsonl",
+    ]  # fmt: skip
+
+
+def test_the_average_of_least_validation_loss_is_used_and_another_on_request(tmp_path):
+    made = experiment.create(options(steps=8, validate_every=4, ema=(0.0, 0.3, 0.05)), tmp_path / "run")
+    made.train(progress=False)
+    last = lines(tmp_path / "run")[-1]
+    losses = {float(k): v for k, v in last["validation_losses"].items()}
+    best = min(losses, key=losses.get)
+    assert set(losses) == {0.0, 0.3, 0.05}
+    assert last["validation_loss"] == losses[best]
+    assert len(set(losses.values())) == 3
+    tensors, counters = checkpoints.read(tmp_path / "run")
+    assert counters["ema"] == best
+    for length in (None, *losses):
+        model = orn.load(tmp_path / "run", ema=length)
+        name = f"average.{best if length is None else length:g}"
+        assert torch.equal(model.denoiser.network.entry.weight, tensors[f"{name}.entry.weight"])
+    assert torch.equal(tensors["average.0.entry.weight"], tensors["network.entry.weight"])
+    with pytest.raises(ConfigurationError, match=r"got ema=0.1, expected one of 0, 0.3, 0.05"):
+        orn.load(tmp_path / "run", ema=0.1)
+
+
+def test_losses_by_level_are_means_over_the_window(tmp_path):
+    """Each eighth of time has the mean of its examples' losses since the last line, and all of them the mean loss."""
+    made = experiment.create(options(steps=4, log_every=2), tmp_path / "run")
+    seen, objective = [], made.run.objective
+
+    def keep(*args):
+        seen.append(objective(*args))
+        return seen[-1]
+
+    made.run.objective = keep
+    made.train(progress=False)
+    for line, part in zip(lines(tmp_path / "run"), (seen[:2], seen[2:]), strict=True):
+        t, losses = (torch.cat([getattr(loss, name).detach() for loss in part]) for name in ("t", "per_example"))
+        assert line["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+        expected = {f"t<{(k + 1) / 8:g}": float(losses[(t * 8).floor() == k].mean()) for k in range(8)}
+        assert line["losses_by_level"] == pytest.approx({k: v for k, v in expected.items() if v == v}, rel=1e-5)
+
+
+def test_changed_data_are_refused_unless_allowed(tmp_path):
+    def write(values):
+        np.save(tmp_path / "data.npy", values.astype(np.float32))
+
+    rng = np.random.default_rng(0)
+    write(rng.normal(size=(60, 3)))
+    settings = {"network": "MLP(width=8, depth=1)", "steps": 3}
+    experiment.create(options(str(tmp_path / "data.npy"), **settings), tmp_path / "run").train(progress=False)
+    write(rng.normal(size=(70, 3)) + 5)
+    with pytest.raises(CheckpointError, match="fingerprint differs; give --allow-changed-data"):
+        experiment.resume(tmp_path / "run")
+    again = experiment.resume(tmp_path / "run", allow_changed_data=True)
+    assert "have changed" in again.notes[0]
+    assert again.dataset.scaling == orn.load(tmp_path / "run").scaling  # the model's units stay what they were
+    assert len(again.dataset.train) == 63
+    write(rng.normal(size=(70, 4)))
+    with pytest.raises(CheckpointError, match="of another kind"):
+        experiment.resume(tmp_path / "run", allow_changed_data=True)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    denoiser = orn.Denoiser(Line(), orn.Gaussian(orn.CosineVP()), "v")
+    with pytest.raises(ConfigurationError, match=r"batch_size=65 for 64 training examples.*--batch-size 64 or less"):
+        train(denoiser, torch.randn(64, 2), batch_size=65)
+
+
+def test_a_budget_shorter_than_the_first_checkpoint_still_saves(tmp_path):
+    made = experiment.create(options(budget="0.01s", save_every=1000), tmp_path / "run")
+    summary = made.train(progress=False)
+    assert summary["steps"] >= 1
+    assert summary["stopped"] == "finished"
+    assert experiment.resume(tmp_path / "run").run.count == summary["steps"]
+
+
+def test_a_compiled_network_trains_and_is_saved_as_any_other(tmp_path):
+    with torch.compiler.set_stance("force_eager"):  # what a compiler makes of it is the compiler's business
+        made = experiment.create(options(steps=2, compile=True), tmp_path / "run")
+        assert made.run.denoiser.network._compiled_call_impl is not None
+        made.train(progress=False)
+        plain = experiment.create(options(steps=2), tmp_path / "plain")
+        plain.train(progress=False)
+    assert states_equal(made.run, plain.run)
+
+
+def test_sigterm_saves_like_ctrl_c(tmp_path):
+    run = experiment.create(options(steps=50), tmp_path / "run")
+    step = run.run.step
+
+    def terminate(*args):
+        record = step(*args)
+        if record.count == 3:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # launchers send it twice
+        return record
+
+    run.run.step = terminate
+    assert run.train(progress=False)["stopped"] == "interrupted"
+    assert experiment.resume(tmp_path / "run").run.count == 3
+
+
+def test_a_long_gradient_is_cut_to_the_clip_and_a_short_one_left(tmp_path):
+    """What the optimiser sees, against the definition g min(1, clip / |g|)."""
+    for clip in (1e-3, 1e3):
+        made = experiment.create(options(steps=1, clip=clip), tmp_path / f"run-{clip}")
+        run, seen = made.run, []
+        raw = [p.grad.clone() for p in gradients(made)]
+        optimise = run.optimiser.step
+        run.optimiser.step = lambda: (seen.extend(p.grad.clone() for p in run.parameters), optimise())  # noqa: B023
+        made.train(progress=False)
+        norm = torch.cat([g.flatten() for g in raw]).norm()
+        assert lines(tmp_path / f"run-{clip}")[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+        for g, expected in zip(seen, raw, strict=True):
+            assert torch.allclose(g, expected * min(1.0, clip / float(norm)), rtol=1e-3, atol=1e-9)
+
+
+def gradients(made):
+    """The parameters of a fresh experiment with the gradient of its first batch, from the objective alone."""
+    run = made.run
+    x0, cond = next(made.data())
+    torch.manual_seed(fold(0, 2, 0, 0))
+    run.denoiser.train()
+    loss = run.objective(run.denoiser, x0, cond, Noise(fold(0, 0), len(x0)))
+    for p, g in zip(run.parameters, torch.autograd.grad(loss.mean, run.parameters), strict=True):
+        p.grad = g
+    return run.parameters

@@ -90,8 +90,6 @@ class Experiment:
         finally:
             bar.close()
         stopped = "interrupted" if run.stopped else "finished"
-        if stopped == "finished" and self.options.report.validate_every:
-            self._validate()
         self.save()
         for watcher in self._watchers:
             watcher.close()
@@ -151,22 +149,24 @@ class Experiment:
         self.run.stopped = self.run.group.size == 1  # several processes agree on it in their next step
 
     def _report(self, record: Record, durations: list[float], began: float, bar: tqdm) -> None:
-        report, count, last = self.options.report, record.count, record.count == record.total
+        report, count = self.options.report, record.count
         self.last["loss"] = record.loss
         speed = self.options.training.batch_size / median(durations[-MEASURED:])
         bar.update(1)
         bar.set_postfix_str(f"loss {record.loss:.4f}, {speed:.0f} images/s", refresh=False)
-        if report.log_every and (count % report.log_every == 0 or last):
-            self._log_step(record, speed)
-        if record.total is None and self._fix_total(durations, began):
+        fixed = record.total is None and self._fix_total(durations, began)
+        last = count == self.run.total
+        if fixed:
             bar.total = self.run.total
             self._log({"total": self.run.total})
-            self._attempt("the checkpoint", self.save)  # so that a resumed run keeps the total, and with it its rates
-        if report.validate_every and count % report.validate_every == 0 and not last:
+        if report.log_every and (count % report.log_every == 0 or last):
+            self._log_step(record, speed)
+        if report.validate_every and (count % report.validate_every == 0 or last):
             self._validate()
         if report.grid_every and (count % report.grid_every == 0 or last):
             self._grid()
-        if report.save_every and count % report.save_every == 0:
+        # A budget's total is saved at once: a resumed run keeps it, and with it its learning rates.
+        if not last and (fixed or (report.save_every and count % report.save_every == 0)):
             self._attempt("the checkpoint", self.save)
 
     def _fix_total(self, durations: list[float], began: float) -> bool:

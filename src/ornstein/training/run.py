@@ -90,7 +90,7 @@ class Run:
             loss = self._forward(x0[part], None if cond is None else cond[part], rows)
             self._backward(loss, last=k == parts - 1)
             losses.append(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, options.clip, foreach=True)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
         mean = torch.stack([loss.per_example.detach().sum() for loss in losses]).sum() / options.batch_size
         asked = mean.new_tensor(float(self.asked_to_stop))
         mean_loss, wishes = self.group.sum(torch.stack([mean, asked])).unbind()
@@ -100,7 +100,7 @@ class Run:
             raise NumericalError(self._describe_failure(losses))
         self.stopped = self.stopped or figures[1] > 0
         rate = options.learning_rate * self._rate()
-        self._update(rate)
+        self._update(rate, norm if figures[2] > options.clip else None)
         self.count, self.seen = self.count + 1, self.seen + options.batch_size
         self._average()
         for loss in losses:
@@ -122,7 +122,10 @@ class Run:
         with nullcontext() if last else group.holding(self.trained.network):
             total.backward()
 
-    def _update(self, rate: float) -> None:
+    def _update(self, rate: float, too_long: Tensor | None) -> None:
+        """Change the weights, by the gradient, cut to the longest allowed where its norm is `too_long`."""
+        if too_long is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip, too_long, foreach=True)
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = rate
         self.optimiser.step()
