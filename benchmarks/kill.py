@@ -18,7 +18,7 @@ import numpy as np
 
 from ornstein import checkpoints
 from ornstein.data import load_dataset
-from ornstein.plots import image_folder
+from ornstein.plots.grids import image_folder
 
 NETWORK = "UNet(widths=(16,), blocks=1, attention=0, dropout=0.1)"
 OFTEN = ["--save-every", "3", "--validate-every", "10", "--log-every", "1", "--grid-every", "25"]

@@ -414,7 +414,7 @@ def test_a_pipe_that_closes_is_no_error(runs):
     [
         (
             ["trian", "digits"],
-            "unknown command 'trian', expected train, sample, evaluate, inspect; did you mean 'train'?",
+            "unknown command 'trian', expected train, sample, evaluate, watch, inspect; did you mean 'train'?",
         ),
         (["--steps", "3", "train"], "the command comes first"),
         (["train"], "got neither DATA nor --resume"),
@@ -478,7 +478,7 @@ def test_samples_that_cannot_be_drawn(fails, runs, tmp_path, argv, said):
 
 def test_classes_that_are_not_there(fails, runs):
     fails("sample", runs / "labels", "--class", "11", "--out", "x.npz", said=["no class '11'", "the classes are 0, 1"])
-    fails("sample", runs / "toy", "--out", "x.png", said=["not images", "expected FILE.npz"])
+    fails("sample", runs / "toy", "--out", "x.png", said=["samples that are arrays", "expected FILE.npz"])
 
 
 def test_samples_that_cannot_be_evaluated(fails, runs):
@@ -494,7 +494,7 @@ def test_samples_that_cannot_be_evaluated(fails, runs):
     fails("evaluate", run, "--samples", "text.npz", said="text.npz")
     fails("evaluate", run, "--samples", "absent.npz", said="absent.npz")
     fails("evaluate", run, "--samples", "few.npz", "-n", "10", said="at most the 9 samples")
-    fails("evaluate", run, "--data", "gaussians", said="expected data like those it was trained on")
+    fails("evaluate", run, "--data", "gaussians", said="of another kind than the data that the run was trained on")
     fails("evaluate", run, "-n", "20", "--features", "absent.safetensors", said="absent.safetensors")
     fails("evaluate", run, "-n", "0", said="got -n 0")
 
@@ -541,7 +541,7 @@ def test_data_that_cannot_be_trained_on(fails, tmp_path):
     fails("train", "channels", *TINY, said=["channels/3.png", "colour"])
     Path("text.doc").write_text("1,2")
     fails("train", "text.doc", *TINY, said="text.doc is of no kind that can be read")
-    Path("text.csv").unlink()
+    Path("text.doc").unlink()
     assert sorted(tmp_path.rglob("*")) == before
 
 

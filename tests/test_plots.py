@@ -8,7 +8,7 @@ from PIL import Image
 from ornstein.data import load_dataset
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.files import atomic_write
-from ornstein.plots import image_folder, image_grid
+from ornstein.plots.grids import image_folder, image_grid
 
 RNG = np.random.default_rng(0)
 

@@ -6,14 +6,16 @@ import math
 import re
 import resource
 import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ornstein as orn
-from ornstein import checkpoints, experiment
+from ornstein import checkpoints, experiment, logs
 from ornstein.config import RunOptions, TrainingOptions, with_options
 from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
 from ornstein.noise import Noise, fold
@@ -324,7 +326,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_that_names_what_is_whole(tmp
         return record
 
     run.run.step = fill
-    with pytest.raises(CheckpointError, match="step-00000004 could not be written .*step-00000002 .*are whole"):
+    with pytest.raises(CheckpointError, match=r"step-00000004 could not be written .*step-00000002 .*are whole"):
         run.train(progress=False)
     file_limit(None)
     assert experiment.resume(tmp_path / "run").run.count == 2
@@ -469,3 +471,23 @@ def gradients(made):
     for p, g in zip(run.parameters, torch.autograd.grad(loss.mean, run.parameters), strict=True):
         p.grad = g
     return run.parameters
+
+
+def test_a_missing_watcher_is_said_before_a_run_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "ornstein\[wandb\]"'):
+        experiment.create(options(steps=2, watch=("wandb",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_watchers_are_shown_what_the_log_holds_and_the_grids(tmp_path):
+    settings = {"steps": 4, "log_every": 2, "validate_every": 4, "grid_every": 4, "watch": ("tensorboard",)}
+    experiment.create(options(**settings), tmp_path / "run").train(progress=False)
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for line in lines(tmp_path / "run"):
+        for name, value in logs.scalars(line).items():
+            assert (line["step"], pytest.approx(value, rel=1e-6)) in [(e.step, e.value) for e in shown.Scalars(name)]
+    assert {"loss", "gradient_norm", "learning_rate", "validation_loss/0.05", "loss_by_level/t<0.5"} <= set(
+        shown.Tags()["scalars"]
+    )
+    assert [event.step for event in shown.Images("samples")] == [4]

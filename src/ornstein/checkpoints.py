@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.data import Scaling
+from ornstein.data import Scaling, TableScaling, read_scaling
 from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, OrnsteinError
 from ornstein.files import atomic_write
@@ -38,7 +38,7 @@ class Model:
     """
 
     denoiser: Denoiser
-    scaling: Scaling | None
+    scaling: Scaling | TableScaling | None
     classes: tuple[str, ...]
     config: dict[str, Any]
     step: int
@@ -71,7 +71,7 @@ class Model:
         return self.denoiser.parameters()
 
 
-def describe(denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+def describe(denoiser: Denoiser, scaling: Scaling | TableScaling | None = None, classes: tuple[str, ...] = ()) -> dict[str, Any]:
     """What `rebuild` needs to make the same denoiser, as JSON. Raises `ConfigurationError` for parts that are the user's own."""
     network = getattr(denoiser.network, "spec", None)
     schedule = repr(denoiser.process.schedule)
@@ -99,7 +99,7 @@ def describe(denoiser: Denoiser, scaling: Scaling | None = None, classes: tuple[
     }
 
 
-def rebuild(model: dict[str, Any]) -> tuple[Denoiser, Scaling | None]:
+def rebuild(model: dict[str, Any]) -> tuple[Denoiser, Scaling | TableScaling | None]:
     """The denoiser that `describe` described, with fresh weights, and its scaling. Raises `CheckpointError`."""
     try:
         network, schedule = construct(model["network"], torch.nn.Module), construct(model["schedule"], Schedule)
@@ -111,7 +111,7 @@ def rebuild(model: dict[str, Any]) -> tuple[Denoiser, Scaling | None]:
             sigma_data=model["sigma_data"],
         )
         denoiser.shape = None if model["shape"] is None else tuple(model["shape"])
-        return denoiser, None if model["scaling"] is None else Scaling.from_dict(model["scaling"])
+        return denoiser, None if model["scaling"] is None else read_scaling(model["scaling"])
     except (KeyError, TypeError, AttributeError, OrnsteinError) as error:
         raise CheckpointError(
             f"the configuration does not describe a model of this version of ornstein ({type(error).__name__}: {error}); "

@@ -4,9 +4,12 @@ The record of a run is its log.jsonl; watchers show the same to other programs, 
 Numbers are named as `ornstein.logs.scalars` names them: loss, gradient_norm, validation_loss/0.05, loss_by_level/t<0.125.
 """
 
+import io
 import os
 import secrets
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,32 +42,50 @@ class TensorBoard:
 
     Written out at each call, so that a run that is killed lost nothing told before. What an earlier process told of
     steps beyond `step` is not shown any more. Raises `ConfigurationError` where the package tensorboard is missing.
+
+    torch's SummaryWriter is not used: it writes in a thread, which on a full disk dies with a traceback.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         try:
-            import tensorboard  # noqa: F401  torch's writer without it has an error message of its own
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
             raise _missing("tensorboard", error) from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        self._writer.flush()  # it marks the steps beyond as void: at once, since the next call may be an hour away
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        place = folder / "tensorboard" / f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self._records = RecordWriter(open(place, "ab"))  # noqa: SIM115  closed by `close`
+        self._write(file_version="brain.Event:2")
+        if step:  # a start at some step makes the events of files before this one void from there on
+            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=step + 1, session_log=log)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """See `Watcher`."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        one = self._summary.Value
+        summary = self._summary(value=[one(tag=name, simple_value=value) for name, value in values.items()])
+        self._write(step=step, summary=summary)
 
     def images(self, step: int, name: str, images: Any) -> None:
         """See `Watcher`."""
-        pixels = _pixels(images)
-        self._writer.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
-        self._writer.flush()
+        from PIL import Image
+
+        pixels, png = _pixels(images), io.BytesIO()
+        Image.fromarray(pixels).save(png, format="PNG")
+        height, width, channels = (*pixels.shape, 1)[:3]
+        image = self._summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=png.getvalue()
+        )
+        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=image)]))
 
     def close(self) -> None:
         """See `Watcher`."""
-        self._writer.close()
+        self._records.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
 
 
 class WeightsAndBiases:
@@ -150,6 +171,16 @@ class Quiet:
             )
 
 
+def require(names: tuple[str, ...]) -> None:
+    """Raise `ConfigurationError` on an unknown watcher or one whose package is missing, before anything is made for them."""
+    _check_names(names)
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise _missing(name, error) from None
+
+
 def open_watchers(names: tuple[str, ...], folder: Path, config: dict[str, Any], step: int = 0) -> list[Watcher]:
     """The watchers of a run by name, "tensorboard" or "wandb", each made so that it cannot stop the training later.
 
@@ -157,11 +188,7 @@ def open_watchers(names: tuple[str, ...], folder: Path, config: dict[str, Any], 
 
     Raises `ConfigurationError` on an unknown name, a missing package, or a place that cannot be written to.
     """
-    for name in names:
-        if name not in WATCHERS:
-            raise ConfigurationError(
-                f"unknown watcher '{name}', expected {' or '.join(WATCHERS)}{nearest(name, WATCHERS)}"
-            )
+    _check_names(names)
     opened: list[Watcher] = []
     try:
         for name in dict.fromkeys(names):
@@ -180,6 +207,14 @@ def open_watchers(names: tuple[str, ...], folder: Path, config: dict[str, Any], 
     return opened
 
 
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in WATCHERS:
+            raise ConfigurationError(
+                f"unknown watcher '{name}', expected {' or '.join(WATCHERS)}{nearest(name, WATCHERS)}"
+            )
+
+
 def _kept_id(path: Path) -> str:
     """The id in a file, which is made where there is none."""
     if not path.exists():
@@ -189,7 +224,9 @@ def _kept_id(path: Path) -> str:
 
 
 def _pixels(images: Any) -> np.ndarray:
-    return np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    """The picture as an array (h, w) or (h, w, c); one channel of grey needs no axis."""
+    pixels = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
 def _missing(package: str, error: ImportError) -> ConfigurationError:

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train a model on your data, or on built-in data, into a run folder.",
     "sample": "Draw samples from a run: an .npz file, a picture grid or a folder of pictures.",
     "evaluate": "Measure samples of a run against held-out data.",
+    "watch": "Show the curves of runs in the terminal, while they train or after.",
     "inspect": "Say what a run is: process, network, steps, losses, checkpoints.",
 }
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C

@@ -86,12 +86,12 @@ def main(argv: list[str]) -> Outcome:
 
 
 def _check(dataset: "Dataset", model: "Model", own: bool) -> None:
-    if model.scaling is None or dataset.scaling.raw_shape != model.scaling.raw_shape:
-        shape = None if model.scaling is None else model.scaling.raw_shape
-        raise DataError(
-            f"got {dataset.name} with examples of shape {dataset.scaling.raw_shape} for a model of shape {shape}; "
-            "expected data like those it was trained on"
-        )
+    if model.scaling is None:
+        raise DataError(f"the model has no scaling, so {dataset.name} cannot be compared with; expected a run of `train`")
+    try:
+        model.scaling.require_same(dataset.scaling)
+    except DataError as error:
+        raise DataError(f"{dataset.name} is of another kind than the data that the run was trained on: {error}") from None
     if not own:
         say("note: these are not the data of the run, so the distance to the nearest training example says little")
 

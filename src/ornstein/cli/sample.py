@@ -1,6 +1,5 @@
 """`ornstein sample`: draw samples from a run and write them."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse
+from ornstein.cli.outputs import destination, write
 from ornstein.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 PROG = "ornstein sample"
 CALLS = 25
-LARGEST_ROW = 20  # pictures in a row of a grid with a column a class
-KINDS = {".npz": "npz", ".png": "grid", "": "folder"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ class Options:
 
     run: Positional[Path]
     """The run folder."""
-    out: Annotated[Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png or .npz, then -2, ..."))] = None
-    """What to write, by its ending: FILE.npz (`samples`, `labels`), FILE.png (a grid), or a folder (a PNG each)."""
+    out: Annotated[Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png, .csv or .npz, then -2, ..."))] = None
+    """What to write, by its ending: .npz (`samples`, `labels`), .png (a grid), a folder (PNGs), .csv or .parquet (a table)."""
     overwrite: Annotated[bool, arg(**hint())] = False
     """Replace the file where it exists; a folder is never replaced."""
     n: Annotated[int, arg(aliases=["-n"])] = 64
@@ -83,7 +81,7 @@ def main(argv: list[str]) -> Outcome:
 
     group = join(options.sampling.device)
     model = checkpoints.load(options.run, place(options.sampling, group), options.sampling.ema)
-    path = group.same(_destination(options, model))
+    path = group.same(destination(options.out, options.run, model, options.overwrite))
     labels = _labels(options, model, path)
     with together(group, lambda: f"No file was written; start again to have {path}"):
         drawn = draw(model, options.sampling, options.n, labels, group)
@@ -216,52 +214,3 @@ def _labels(options: Options, model: "Model", path: Path) -> "Tensor | None":
         return torch.arange(options.n) % count if in_turn else model.labels(options.n)
     by_number = name not in model.classes and name.isdecimal() and int(name) < count
     return torch.full((options.n,), int(name) if by_number else class_index(model.classes, name))
-
-
-def _destination(options: Options, model: "Model") -> Path:
-    """Where to write. Raises `ConfigurationError`, before anything is drawn, where that cannot be."""
-    image = model.scaling is not None and model.scaling.is_image
-    if options.out is None:
-        suffix, count = ".png" if image else ".npz", 1
-        while (path := options.run / f"samples-{count}{suffix}").exists():
-            count += 1
-        return path
-    path = options.out
-    kind = "folder" if path.is_dir() else KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise ConfigurationError(f"got --out {path}, expected FILE.npz, FILE.png or a folder, a name without an ending")
-    if kind != "npz" and not image:
-        raise ConfigurationError(f"got --out {path} for samples that are not images, expected FILE.npz")
-    if path.is_dir() and any(path.iterdir()):
-        raise ConfigurationError(f"{path} is a folder that exists already and is not empty; give another name")
-    if path.is_file() and not options.overwrite:
-        raise ConfigurationError(f"{path} exists already; give another name, or --overwrite")
-    return path
-
-
-def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> None:
-    """Write samples (n, *raw shape) as what the path asks for, whole or not at all."""
-    from ornstein.data import to_uint8_images
-    from ornstein.files import atomic_write
-    from ornstein.plots import image_folder, image_grid
-
-    if path.suffix.lower() == ".npz" and not path.is_dir():
-        import numpy as np
-
-        arrays: dict[str, np.ndarray] = {"samples": x.numpy()}
-        if labels is not None:
-            arrays["labels"] = labels.numpy()
-        with atomic_write(path) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        return
-    assert model.scaling is not None
-    images = to_uint8_images(model.scaling, x)
-    classes = model.classes
-    if path.suffix.lower() == ".png" and not path.is_dir():
-        # Classes in turn: a row each time round.
-        in_turn = labels is not None and 1 < len(set(labels.tolist())) == len(classes) <= LARGEST_ROW
-        image_grid(images, path, len(classes) if in_turn else None)
-        return
-    if not all(re.fullmatch(r"\w[\w .-]*", name) for name in classes):  # names that cannot be a folder's
-        classes = tuple(map(str, range(len(classes))))
-    image_folder(images, path, None if labels is None else [classes[i] for i in labels.tolist()])

@@ -100,25 +100,27 @@ def main(argv: list[str]) -> Outcome:
     return Outcome(result, page(watched, style, options.smooth), options.json)
 
 
-def page(watched: list[Watched], style: Style, smooth: int | None = None) -> str:
-    """The charts, the losses by noise level, and last a line on how far each run is."""
+def page(watched: list[Watched], style: Style, smooth: int | None = None, fit: bool = False) -> str:
+    """The charts, the losses by noise level, and last a line on how far each run is; `fit` for the terminal's height."""
     width, height = get_terminal_size()
-    tty = sys.stdout.isatty()
-    ends = [end[:width] if tty else end for end in _ends(watched)]  # a wrapped line would push the page off the screen
+    ends = _ends(watched)
     if not any(run.curves for run in watched):
         return "\n".join(ends)
     pairs = width >= WIDE
     rows = -(-(len(PANELS) + 1) // (2 if pairs else 1))
-    tall = 8 if not pairs or not tty else min(16, max(3, (height - len(ends) - 1) // rows - 2))
+    room = max(0, height - 1 - len(ends))
+    tall = min(16, max(3, room // rows - 2)) if fit else 8
     wide = (width - 3) // 2 if pairs else width
     longest = max(len(run.curves.get("loss", ())) for run in watched)
     count = smooth or max(1, longest // SHARE)
     blocks = [_panel(watched, panel, count, wide, tall, style) for panel in PANELS]
-    blocks.append(_levels(watched, wide, max(tall, 9) if not pairs else tall))
-    if not pairs:
-        return "\n".join(line.rstrip() for block in blocks for line in block) + "\n" + "\n".join(ends)
-    lines = [f"{a}   {b}".rstrip() for i in range(0, len(blocks), 2) for a, b in zip(*blocks[i : i + 2], strict=True)]
-    return "\n".join([*lines, *ends])
+    blocks.append(_levels(watched, wide, tall))
+    lines = [line for block in blocks for line in block]
+    if pairs:
+        lines = [f"{a}   {b}" for i in range(0, len(blocks), 2) for a, b in zip(*blocks[i : i + 2], strict=True)]
+    if fit:  # a line too many or too long would push the page off the screen
+        lines, ends = lines[:room], [end[:width] for end in ends]
+    return "\n".join([*(line.rstrip() for line in lines), *ends])
 
 
 def status(run: Watched) -> str:
@@ -187,8 +189,8 @@ def _follow(options: Options, style: Style) -> list[Watched]:
         for watched in _looks(options):
             if sys.stdout.isatty():
                 # Home, then clear what is left of each line and below: clearing the whole screen first would flicker.
-                text = page(watched, style, options.smooth).replace("\n", "\x1b[K\n")
-                print(f"\x1b[H{text}\x1b[K\n\x1b[J", end="", flush=True)
+                lines = page(watched, style, options.smooth, fit=True).split("\n")
+                print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", flush=True)
             elif steps != [run.step for run in watched]:
                 say("\n".join(_ends(watched)))
                 steps = [run.step for run in watched]

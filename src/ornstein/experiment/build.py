@@ -12,7 +12,7 @@ from ornstein.config import GROUPS, RunOptions, seconds, with_options
 from ornstein.data import Dataset, load_dataset, require_labels
 from ornstein.denoisers import Denoiser
 from ornstein.devices import pick_device
-from ornstein.errors import CheckpointError, ConfigurationError
+from ornstein.errors import CheckpointError, ConfigurationError, DataError
 from ornstein.experiment.experiment import Experiment
 from ornstein.files import sweep
 from ornstein.noise import fold
@@ -31,6 +31,7 @@ from ornstein.processes.gaussian import Gaussian
 from ornstein.schedules import Schedule
 from ornstein.specs import construct, parse, with_arguments
 from ornstein.training import Run, check_batch
+from ornstein.watching import require
 
 INITIAL = 5  # a stream of the seed
 
@@ -59,6 +60,7 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
         seconds(options.training.budget)
     elif options.training.steps is None:
         options = with_options(options, {"steps": 5000})
+    require(options.report.watch)
     dataset = _load(options)
     check_batch(options.training.batch_size, len(dataset.train))
     denoiser = build(options, dataset, group)
@@ -154,10 +156,14 @@ def _take_changed(dataset: Dataset, config: dict[str, Any], folder: Path, allowe
             f"the data in {config['options']['data']} are not those of the run {folder}: their fingerprint differs; give "
             "--allow-changed-data to go on with them"
         )
-    scaling = checkpoints.rebuild(config["model"])[1]
-    if scaling is None or not scaling.fits(dataset.scaling) or list(dataset.classes) != config["model"]["classes"]:
+    scaling, classes = checkpoints.rebuild(config["model"])[1], config["model"]["classes"]
+    assert scaling is not None
+    try:
+        scaling.require_same(dataset.scaling)
+        if list(dataset.classes) != classes:
+            raise DataError(f"{len(dataset.classes)} classes; expected the {len(classes)} of the run, by the same names")
+    except DataError as error:
         raise CheckpointError(
-            f"the data in {config['options']['data']} are of another kind than those of the run {folder} (shape, type, "
-            "columns or classes differ); expected data like those it was trained on"
-        )
+            f"the data in {config['options']['data']} are of another kind than those of the run {folder}: {error}"
+        ) from None
     return dataclasses.replace(dataset, scaling=scaling)

@@ -89,10 +89,10 @@ class Experiment:
             raise NumericalError(f"{error}; the last good state is saved in {self.save()}") from None
         finally:
             bar.close()
+            for watcher in self._watchers:
+                watcher.close()
         stopped = "interrupted" if run.stopped else "finished"
         self.save()
-        for watcher in self._watchers:
-            watcher.close()
         made = (run.count - first) * self.options.training.batch_size
         return {
             "run": str(self.folder),

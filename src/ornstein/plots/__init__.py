@@ -1,5 +1,1 @@
-"""Figures: grids and folders of images."""
-
-from ornstein.plots.grids import image_folder, image_grid
-
-__all__ = ["image_folder", "image_grid"]
+"""Figures: grids and folders of images, curves in a terminal. Imports nothing, so that `ornstein watch` starts fast."""

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TextIO
 
 from ornstein.logs import Points
@@ -45,12 +45,16 @@ class Style:
 
 def moving_mean(points: Points, count: int) -> Points:
     """y_i = mean of the last `count` values up to i, fewer at the start; values that are not finite do not count."""
+    finite = [point for point in points if math.isfinite(point[1])]
     smooth: Points = []
-    kept: list[float] = []
-    for step, value in points:
-        if math.isfinite(value):
-            kept = [*kept[-(count - 1) :], value] if count > 1 else [value]
-            smooth.append((step, math.fsum(kept) / len(kept)))
+    before = [0.0] * count
+    # A window is the end of one block of `count` values and the start of the next: sums of both, with no differences, in
+    # which one huge value would wipe out the digits of those after it.
+    for first in range(0, len(finite), count):
+        block = finite[first : first + count]
+        for place, ((step, _), total) in enumerate(zip(block, accumulate(y for _, y in block), strict=True)):
+            smooth.append((step, (total + before[place]) / min(count, first + place + 1)))
+        before = [*list(accumulate(y for _, y in reversed(block[1:])))[::-1], 0.0]
     return smooth
 
 
@@ -65,25 +69,22 @@ def chart(
     every = [point for points in shown.values() for point in points]
     columns, bar = max(4, width - LABELS - 2), "│" if style.unicode else "|"
     if not every:
-        body = [" " * LABELS + f" {bar}" + " " * columns for _ in range(height)]
-        body[height // 2] = body[height // 2][: LABELS + 3] + "nothing yet".ljust(columns - 1)[: columns - 1]
+        margin = " " * (LABELS + 1) + bar
+        body = [_fit(f"{margin} nothing yet" if row == height // 2 else margin, width) for row in range(height)]
         return [_fit(title, width), *body, " " * width]
     low, high = min(y for _, y in every), max(y for _, y in every)
     log = logarithmic and low > 0 and high > 10 * low
     dots = style.unicode and (style.colour or len(shown) == 1)
-    across, down = (2, 4) if dots else (1, 1)
+    down = 4 if dots else 1
+    across = columns * (2 if dots else 1)
     first, last = min(x for x, _ in every), max(x for x, _ in every)
-    cells: dict[tuple[int, int], tuple[int, int]] = {}
+    cells: dict[tuple[int, int], tuple[int, int]] = {}  # by row and column, the curve on top and the dots of all
     for index, points in enumerate(shown.values()):
-        places = [
-            (_place(x, first, last, columns * across), _place(y, high, low, height * down, log)) for x, y in points
-        ]
+        places = [(_place(x, first, last, across), _place(y, high, low, height * down, log)) for x, y in points]
         for x, y in _joined(places):
-            row, column = y // down, x // across
-            owner, bits = cells.get((row, column), (index, 0))
-            cells[row, column] = (
-                (index, bits if owner == index else 0) if not dots else (index, bits | BRAILLE[y % 4][x % 2])
-            )
+            place = (y // 4, x // 2) if dots else (y, x)
+            bits = cells.get(place, (index, 0))[1]
+            cells[place] = index, bits | BRAILLE[y % 4][x % 2]
     share = 1 - (height // 2 * down + (down - 1) / 2) / max(1, height * down - 1)  # of the way up, in the middle row
     middle = low * (high / low) ** share if log else low + (high - low) * share
     labels = {height // 2: middle, 0: high, height - 1: low} if high > low else {height // 2: low}

@@ -1,0 +1,95 @@
+"""Where samples go: what is written by the name the user gives."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ornstein.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ornstein.checkpoints import Model
+
+LARGEST_ROW = 20  # pictures in a row of a grid with a column a class
+KINDS = {".npz": "arrays", ".png": "grid", ".csv": "table", ".csv.gz": "table", ".parquet": "table"}
+USUAL = {"image": ".png", "table": ".csv", "array": ".npz"}
+FITTING = {
+    "image": "FILE.npz, FILE.png or a folder, a name without an ending",
+    "table": "FILE.csv, FILE.csv.gz, FILE.parquet or FILE.npz",
+    "array": "FILE.npz",
+}
+
+
+def destination(out: Path | None, run: Path, model: "Model", overwrite: bool) -> Path:
+    """Where to write. Raises `ConfigurationError`, before anything is drawn, where that cannot be."""
+    data = _data(model)
+    if out is None:
+        count = 1
+        while (path := run / f"samples-{count}{USUAL[data]}").exists():
+            count += 1
+        return path
+    fits = {"image": ("arrays", "grid", "folder"), "table": ("arrays", "table"), "array": ("arrays",)}[data]
+    if _kind(out) not in fits:
+        what = {"image": "images", "table": "rows of a table", "array": "arrays"}[data]
+        raise ConfigurationError(f"got --out {out} for samples that are {what}, expected {FITTING[data]}")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigurationError(f"{out} is a folder that exists already and is not empty; give another name")
+    if out.is_file() and not overwrite:
+        raise ConfigurationError(f"{out} exists already; give another name, or --overwrite")
+    return out
+
+
+def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> None:
+    """Write samples (n, *raw shape) as what the path asks for, whole or not at all."""
+    kind = _kind(path)
+    if kind == "arrays":
+        import numpy as np
+
+        from ornstein.files import atomic_write
+
+        arrays: dict[str, np.ndarray] = {"samples": x.numpy()}
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        with atomic_write(path) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    elif kind == "table":
+        from ornstein.data import TableScaling
+
+        assert isinstance(model.scaling, TableScaling)
+        model.scaling.write(path, x, labels)
+    else:
+        _write_pictures(path, x, labels, model, kind == "grid")
+
+
+def _write_pictures(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model", grid: bool) -> None:
+    from ornstein.data import Scaling, to_uint8_images
+    from ornstein.plots.grids import image_folder, image_grid
+
+    assert isinstance(model.scaling, Scaling)
+    images = to_uint8_images(model.scaling, x)
+    classes = model.classes
+    if grid:
+        # Classes in turn: a row each time round.
+        in_turn = labels is not None and 1 < len(set(labels.tolist())) == len(classes) <= LARGEST_ROW
+        image_grid(images, path, len(classes) if in_turn else None)
+        return
+    if not all(re.fullmatch(r"\w[\w .-]*", name) for name in classes):  # names that cannot be a folder's
+        classes = tuple(map(str, range(len(classes))))
+    image_folder(images, path, None if labels is None else [classes[i] for i in labels.tolist()])
+
+
+def _data(model: "Model") -> str:
+    """What the samples of a model are: image, table or array."""
+    scaling = model.scaling
+    if scaling is None:
+        return "array"
+    return "image" if scaling.is_image else "table" if scaling.layout == "table" else "array"
+
+
+def _kind(path: Path) -> str | None:
+    """What a path asks for: arrays, grid, table, folder, or None."""
+    if path.is_dir():
+        return "folder"
+    ending = next((e for e in KINDS if path.name.lower().endswith(e)), path.suffix)
+    return KINDS.get(ending, None if ending else "folder")
