@@ -77,7 +77,9 @@ def main() -> None:
             print(f"{i:3}: killed at {moment:5.2f} s, {state}: {'identical' if equal else 'DIFFERS'}", flush=True)
             if not equal:
                 print(done.stderr)
-    print(f"{same} of {given.n} killed runs, resumed, are bit-identical to the run left alone (weights, optimiser, log)")
+    print(
+        f"{same} of {given.n} killed runs, resumed, are bit-identical to the run left alone (weights, optimiser, log)"
+    )
     sys.exit(same < given.n)
 
 

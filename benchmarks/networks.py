@@ -19,10 +19,10 @@ python benchmarks/networks.py [--pair script] [--batch 64] [--rounds 7] [--threa
 import argparse
 import gc
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
@@ -119,15 +119,18 @@ def training_step(row: str, pair: str, batch: int, device: torch.device) -> Call
 
 
 def peak_memory(row: str, pair: str, batch: int, name: str, threads: int) -> float:
-    """MiB that two steps add to what a process (or the GPU) holds at its highest before the network is built."""
+    """MiB that building the network and two steps add to a process at its highest (Linux), or that they take of a GPU."""
     torch.set_num_threads(threads)
-    device = torch.device(name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    device, before = torch.device(name), high_water()
     step = training_step(row, pair, batch, device)
     step(), step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else high_water() - before
+
+
+def high_water() -> float:
+    """MiB this process has held at most. Not getrusage, whose figure a child inherits from its parent."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def show_counts(pair: str) -> None:

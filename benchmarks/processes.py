@@ -13,7 +13,10 @@ from pathlib import Path
 from statistics import median
 
 OFF = ["--validate-every", "0", "--grid-every", "0", "--save-every", "0", "--json"]
-LAUNCHERS = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]}
+LAUNCHERS = {
+    1: [sys.executable],
+    2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+}
 
 
 def speed(processes: int, threads: int, options: list[str], folder: Path) -> float:

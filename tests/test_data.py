@@ -3,10 +3,12 @@
 import hashlib
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 
+from ornstein.config import DataOptions
 from ornstein.data import class_index, load_dataset, require_labels
 from ornstein.errors import ConfigurationError, DataError
 
@@ -71,6 +73,18 @@ def test_fingerprint_tells_data_apart(tmp_path):
     assert prints[0] == hashlib.sha256(b"torch.float32 (30, 3);" + x.tobytes()).hexdigest()
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.parquet", "shards"])
+def test_tables_are_recognised(tmp_path, name):
+    frame = pandas.DataFrame({"x": np.linspace(-1, 1, 20), "count": np.arange(20)})
+    if "csv" in name:
+        frame.to_csv(tmp_path / name, index=False)
+    else:
+        place = tmp_path / name if name == "a.parquet" else tmp_path / name / "0.parquet"
+        place.parent.mkdir(exist_ok=True)
+        frame.to_parquet(place)
+    assert _whole(load_dataset(tmp_path / name)) == sorted(frame.to_numpy().tolist())
+
+
 # Arrays -----------------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +98,7 @@ def test_fingerprint_tells_data_apart(tmp_path):
         (_images() > 99, torch.uint8, "hw", 2),
         (RNG.normal(size=(20, 3)).astype(np.float16), torch.float32, "plain", None),
         (RNG.normal(size=(20, 3, 6, 5)).astype(np.float32), torch.float32, "plain", None),
-        (np.asfortranarray(RNG.normal(size=(20, 16, 5))), torch.float64, "plain", None),
+        (np.asfortranarray(RNG.normal(size=(20, 16, 5))), torch.float64, "lc", None),
         (RNG.normal(size=(20, 3)).astype(">f8"), torch.float64, "plain", None),
         (RNG.integers(-9, 99, (20, 3)), torch.float64, "plain", None),
         (RNG.integers(0, 999, (20, 3), dtype=np.uint16), torch.float32, "plain", None),
@@ -227,6 +241,10 @@ def test_unknown_names_and_kinds(tmp_path):
     Image.fromarray(_images(1)[0]).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="is a single image; expected a folder"):
         load_dataset(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", _images())
+    for source in ("digits", "rings", tmp_path / "a.npy"):
+        with pytest.raises(ConfigurationError, match="cannot be streamed, as it is read as a whole"):
+            load_dataset(source, options=DataOptions(stream="always"))
     for holdout in (0, 1, -0.5, float("nan")):
         with pytest.raises(ConfigurationError, match="between 0 and 1"):
             load_dataset("digits", holdout=holdout)

@@ -270,6 +270,7 @@ def test_evaluate_real_against_real_is_the_known_bias_of_the_energy_distance():
     assert {measure.name for measure in report.measures} == {
         "energy_distance",
         "sliced_wasserstein",
+        "correlation_error",
         "nearest_training",
     }
     assert all(measure.ratio == pytest.approx(1, abs=0.3) for measure in report.measures)

@@ -94,7 +94,9 @@ def test_two_processes_have_the_losses_of_one(runs):
     moved = experiment.create(options(), runs / "fresh").run.state()[0]
     for name, value in first.items():
         if name.startswith("network."):
-            assert torch.allclose(second[name], value, atol=2e-3 * float((value - moved[name]).abs().max() + 1e-6)), name
+            assert torch.allclose(second[name], value, atol=2e-3 * float((value - moved[name]).abs().max() + 1e-6)), (
+                name
+            )
 
 
 def test_two_processes_resume_bit_for_bit(runs):

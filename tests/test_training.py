@@ -5,6 +5,7 @@ import json
 import math
 import re
 import resource
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ornstein import checkpoints, experiment, logs
 from ornstein.config import RunOptions, TrainingOptions, with_options
 from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
 from ornstein.noise import Noise, fold
+from ornstein.plots.grids import image_folder
 from ornstein.training import Batches, Run, train
 
 QUIET = {"validate_every": 0, "grid_every": 0, "save_every": 0, "log_every": 1}
@@ -136,7 +138,9 @@ def test_average_is_the_power_function_profile():
 
 def test_learning_rate_rises_then_falls_to_zero():
     data, net = torch.randn(64, 2), Line()
-    records = list(train(orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v"), data, steps=100, learning_rate=0.5, batch_size=64))
+    records = list(
+        train(orn.Denoiser(net, orn.Gaussian(orn.CosineVP()), "v"), data, steps=100, learning_rate=0.5, batch_size=64)
+    )
     rates = [r.learning_rate for r in records]
     assert rates[:3] == pytest.approx([0.5 / 3, 1.0 / 3, 0.5], rel=1e-2)
     assert rates[50] == pytest.approx(0.25, rel=1e-6)
@@ -491,3 +495,49 @@ def test_watchers_are_shown_what_the_log_holds_and_the_grids(tmp_path):
         shown.Tags()["scalars"]
     )
     assert [event.step for event in shown.Images("samples")] == [4]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """60 pictures in a folder, one of which cannot be read."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.uint8)
+    return image_folder(pixels, tmp_path / "pictures", [i % 3 for i in range(60)])
+
+
+def test_a_streamed_run_is_the_run_in_memory_and_resumes_bit_for_bit(tmp_path, pictures):
+    runs = {}
+    for stream, workers in (("never", 0), ("always", 0), ("always", 2)):
+        settings = {"steps": 9, "save_every": 3, "keep": 9, "condition": "labels", "stream": stream, "workers": workers}
+        runs[stream, workers] = experiment.create(options(str(pictures), **settings), tmp_path / f"{stream}{workers}")
+        runs[stream, workers].train(progress=False)
+    whole = runs["never", 0]
+    assert states_equal(whole.run, runs["always", 0].run)
+    assert states_equal(whole.run, runs["always", 2].run)
+    for step in ("step-00000006", "step-00000009"):
+        shutil.rmtree(tmp_path / "always2" / "checkpoints" / step)
+    again = experiment.resume(tmp_path / "always2")
+    assert again.run.count == 3
+    again.train(progress=False)
+    assert states_equal(whole.run, again.run)
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_unreadable_pictures_stop_training_or_are_counted_in_the_log(tmp_path, pictures, stream):
+    (pictures / "1" / "000001.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1/000001.png .*--skip-bad"):
+        experiment.create(options(str(pictures), stream=stream, steps=8), tmp_path / "stops")
+    settings = {"stream": stream, "skip_bad": True, "steps": 8, "log_every": 4}
+    made = experiment.create(options(str(pictures), **settings), tmp_path / "goes-on")
+    summary = made.train(progress=False)
+    counted = [line["skipped"] for line in lines(tmp_path / "goes-on") if "skipped" in line]
+    assert counted[-1] == summary["skipped"] >= 1
+    if stream == "never":
+        assert counted == [1, 1]
+
+
+def test_a_picture_that_goes_bad_on_the_way_stops_training_with_its_state_saved(tmp_path, pictures):
+    made = experiment.create(options(str(pictures), stream="always", workers=1, steps=8), tmp_path / "run")
+    (pictures / "1" / "000001.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1/000001.png .*the last good state is saved in .*step-0000000\d"):
+        made.train(progress=False)
+    assert checkpoints.checkpoints(tmp_path / "run")

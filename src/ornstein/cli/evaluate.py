@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from ornstein.checkpoints import Model
     from ornstein.data import Dataset
+    from ornstein.data.streaming import Stream
 
 PROG = "ornstein evaluate"
 LARGEST = 2000
+IN_MEMORY = 20_000  # examples of streamed data that are compared with
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,8 @@ def main(argv: list[str]) -> Outcome:
     own = dataset.fingerprint == model.config["data"]["fingerprint"]
     _check(dataset, model, own)
     drawn, calls = _samples(options, model, dataset)
-    report = evaluate(
-        drawn, dataset.test, dataset.train, scaling=model.scaling, features=features, seed=options.sampling.seed
-    )
+    test, train = _whole(dataset.test, "held-out"), _whole(dataset.train, "training")
+    report = evaluate(drawn, test, train, scaling=model.scaling, features=features, seed=options.sampling.seed)
     result = {
         "run": str(options.run),
         "step": model.step,
@@ -117,6 +118,19 @@ def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Ten
         labels = dataset.test_labels[torch.arange(n) * held // n]
     drawn = draw(model, options.sampling, n, labels)
     return drawn.x, drawn.calls
+
+
+def _whole(part: "Tensor | Stream", called: str) -> "Tensor":
+    """A part of the data in memory: of one that is streamed, an even spread of it."""
+    import torch
+
+    from ornstein.data.streaming import spread
+
+    if isinstance(part, torch.Tensor):
+        return part
+    if len(part) > IN_MEMORY:
+        say(f"note: {IN_MEMORY} of the {len(part)} {called} examples, evenly spread, stand for all of them")
+    return part[spread(len(part), IN_MEMORY)]
 
 
 def _read(path: Path, model: "Model") -> "Tensor":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ornstein.config import DataOptions
-from ornstein.data.dataset import Dataset, Part, assemble, finite_rows
+from ornstein.data.dataset import Dataset, Part, assemble
 from ornstein.errors import DataError
 
 # Names looked for, in this order: training examples, their labels, held-out examples, their labels.
@@ -24,28 +24,34 @@ NAMES = (
 )
 
 
+SERIES = "expected one length: cut or pad them, and save one array of floats (n, length, channels)"
+
+
 def load_arrays(path: Path, seed: int, options: DataOptions) -> Dataset:
     """The data set in a .npy or .npz file.
 
     .npy: the examples, without labels. .npz: one of the sets of names in `NAMES` (labels and held-out part may be
     missing), or a single array of any name. Types: uint8 (n, h, w) and (n, h, w, c) are images of 256 levels, booleans
-    the same with 2; floats are continuous and keep their axes; other integers are taken as continuous numbers.
+    the same with 2; floats are continuous, (n, length, channels) series, and come back with their axes; other integers
+    are taken as continuous numbers.
 
-    Raises DataError for a file that cannot be read, names that are not known, arrays of a shape or type that cannot be
-    trained on, NaN or inf, and labels that do not fit the examples.
+    Raises DataError for a file that cannot be read, names that are not known, series of different lengths, arrays of a
+    shape or type that cannot be trained on, labels that do not fit the examples, and NaN or inf, unless
+    `options.skip_bad` passes over such examples.
     """
     with _readable(path):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _dataset(path, {"": loaded}, ("", None, None, None), seed, options)
         with loaded as file:
-            names = _choose(path, file.files)
+            names = _choose(path, file)
             arrays = {name: file[name] for name in names if name is not None}
             ignored = [name for name in file.files if name not in arrays]
     return _dataset(path, arrays, names, seed, options, ignored)
 
 
-def _choose(path: Path, found: list[str]) -> tuple[str | None, ...]:
+def _choose(path: Path, file: "np.lib.npyio.NpzFile") -> tuple[str | None, ...]:
+    found = file.files
     for names in NAMES:
         if names[0] in found:
             if names[3] in found and names[2] not in found:
@@ -55,10 +61,23 @@ def _choose(path: Path, found: list[str]) -> tuple[str | None, ...]:
             return tuple(name if name in found else None for name in names)
     if len(found) == 1:
         return (found[0], None, None, None)
+    _refuse_ragged(path, file)
     raise DataError(
         f"{path} holds the arrays {', '.join(sorted(found)) or '(none)'}; expected a single array, or "
         + ", or ".join("/".join(name for name in names if name) for names in NAMES)
     )
+
+
+def _refuse_ragged(path: Path, file: "np.lib.npyio.NpzFile") -> None:
+    """Raise DataError where the arrays are series of one kind but of different lengths."""
+    shapes = {name: file[name].shape for name in file.files}
+    lengths = sorted({shape[0] for shape in shapes.values() if shape})
+    if len(lengths) > 1 and len({shape[1:] for shape in shapes.values() if len(shape) in (1, 2)}) == 1:
+        first, other = next((a, b) for a in shapes for b in shapes if shapes[a][:1] < shapes[b][:1])
+        raise DataError(
+            f"{path} holds {len(shapes)} series of {len(lengths)} lengths, {lengths[0]} to {lengths[-1]} ({first}: "
+            f"{shapes[first][0]}, {other}: {shapes[other][0]}); {SERIES}"
+        )
 
 
 def _dataset(
@@ -77,7 +96,8 @@ def _dataset(
         source = f"{path} [{examples}]" if examples else str(path)
         x, levels, note = as_examples(arrays[examples], source)
         notes += [note] if note and note not in notes else []
-        parts.append(Part(x, None if labels is None else _as_labels(arrays[labels]), source))
+        part = Part(x, None if labels is None else _as_labels(arrays[labels]), source)
+        parts.append(part if levels is not None else part.finite(options.skip_bad))
     test = parts[1] if len(parts) == 2 else None
     return assemble(path.name, parts[0], test, seed=seed, holdout=options.holdout, levels=levels, notes=tuple(notes))
 
@@ -89,7 +109,7 @@ def _as_labels(labels: np.ndarray) -> np.ndarray:
 def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str]:
     """A numpy array as raw examples: the tensor (uint8, float32 or float64), its levels, and a note for the user or "".
 
-    Raises DataError where it cannot be trained on: no axis of features, a type that is not a number, NaN or inf.
+    Raises DataError where it cannot be trained on: no axis of features, a type that is not a number.
     """
     if array.dtype.kind not in "buif":
         raise DataError(f"{source}: array of type {array.dtype}; expected numbers (uint8 for images, or floats)")
@@ -108,10 +128,7 @@ def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str
     elif array.dtype.itemsize > 4:
         dtype = "float64"
     # A copy in C order and the machine's byte order where the file has others; torch takes no other.
-    x = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
-    if levels is None:
-        finite_rows(x, source)
-    return x, levels, note
+    return torch.from_numpy(np.require(array, dtype, ["C", "W"])), levels, note
 
 
 @contextmanager
@@ -124,7 +141,10 @@ def _readable(path: Path) -> Iterator[None]:
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "allow_pickle" in reason or "pickled" in reason:
-            reason = "it holds Python objects or is no numpy file at all, and unpickling could run foreign code"
+            reason = (
+                "it holds Python objects, such as series of different lengths, or is no numpy file at all, and unpickling "
+                f"could run foreign code; of series {SERIES}"
+            )
         raise DataError(
             f"{path} cannot be read as a numpy file ({reason}); expected arrays of numbers written by numpy.save or "
             "numpy.savez"

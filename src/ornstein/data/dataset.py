@@ -2,48 +2,62 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ornstein.data.scaling import Scaling
+from ornstein.data.streaming import Stream, spread
 from ornstein.errors import ConfigurationError, DataError, nearest
 from ornstein.noise import fold
 
+if TYPE_CHECKING:
+    from ornstein.data.columns import TableScaling
+
 _SPLIT_STREAM = 20  # keeps the split's random numbers apart from those of training and sampling under one seed
+_MEASURED_ROWS, _MEASURED_BYTES = 10_000, 1 << 30  # of a stream, at most, to measure its scaling
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Raw examples to train on and to compare with.
 
-    train, test: raw tensors (n, *scaling.raw_shape); `test` is held out of training.
+    train, test: raw tensors (n, *scaling.raw_shape), or streams that read them; `test` is held out of training.
     train_labels, test_labels: int64 (n,) class indices into `classes`, or None where the data have no labels.
     classes: names of the classes, in the order of their indices.
     scaling: raw data <-> model units, measured on `train`.
     notes: what a user should know of how the data were read (one sentence each).
+    skipped: how many examples were passed over because they could not be read; streams count theirs as they read.
     """
 
     name: str
-    train: Tensor
-    test: Tensor
+    train: Tensor | Stream
+    test: Tensor | Stream
     train_labels: Tensor | None
     test_labels: Tensor | None
     classes: tuple[str, ...]
-    scaling: Scaling
+    scaling: "Scaling | TableScaling"
     notes: tuple[str, ...] = ()
+    skipped: int = 0
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the training examples and labels, shapes and types: tells whether data are the same."""
+        """SHA-256 (hex) of the training examples and labels, shapes and types: tells whether data are the same.
+
+        Of a stream its `digest` stands for the examples, so the same data have another fingerprint when streamed.
+        """
         digest = hashlib.sha256()
-        for tensor in (self.train, self.train_labels):
-            if tensor is not None:
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-                digest.update(tensor.cpu().contiguous().numpy().data.cast("B"))
+        for examples in (self.train, self.train_labels):
+            if examples is not None:
+                digest.update(f"{examples.dtype} {tuple(examples.shape)};".encode())
+                if isinstance(examples, Tensor):
+                    digest.update(examples.cpu().contiguous().numpy().data.cast("B"))
+                else:
+                    digest.update(examples.digest().encode())
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -58,11 +72,16 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Raw examples and labels as read from `source` (a file or an array in it), before they are split and scaled."""
+    """Raw examples and labels as read from `source` (a file or an array in it), before they are split and scaled.
 
-    x: Tensor
+    skipped, notes: how many examples were passed over on the way here, and what to tell of it.
+    """
+
+    x: Tensor | Stream
     labels: np.ndarray | None
     source: str
+    skipped: int = 0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.labels.shape != (len(self.x),):
@@ -73,7 +92,18 @@ class Part:
 
     def take(self, rows: Tensor) -> "Part":
         """The examples of some rows."""
-        return Part(self.x[rows], None if self.labels is None else self.labels[rows.numpy()], self.source)
+        x = self.x[rows] if isinstance(self.x, Tensor) else self.x.take(rows)
+        return Part(x, None if self.labels is None else self.labels[rows.numpy()], self.source)
+
+    def finite(self, skip_bad: bool) -> "Part":
+        """The examples without NaN or inf; with `skip_bad` others are passed over, else they raise a DataError."""
+        if not isinstance(self.x, Tensor):
+            return self
+        good, n = finite_rows(self.x, self.source, skip_bad), len(self.x)
+        if len(good) == n:
+            return self
+        note = f"{self.source}: passed over {n - len(good)} of {n} examples, which hold NaN or inf"
+        return replace(self.take(good), skipped=self.skipped + n - len(good), notes=(*self.notes, note))
 
 
 def assemble(
@@ -91,9 +121,13 @@ def assemble(
     """Split, number the classes and measure the scaling: the way from what a file holds to a `Dataset`.
 
     `test` is the held-out part where the source has one of its own; else the fraction `holdout` of `part` is held out,
-    drawn by `seed` with each class in proportion. Raises DataError where too few examples remain, where parts do not
+    drawn by `seed` with each class in proportion. The scaling of a stream is measured on at most 10,000 of its rows (and
+    1 GiB), evenly spread. Raises DataError where too few examples remain, where parts do not
     match or where the data cannot be scaled; ConfigurationError for a `holdout` that makes no sense.
     """
+    skipped, notes = part.skipped, (*notes, *part.notes)
+    if test is not None:
+        skipped, notes = skipped + test.skipped, (*notes, *test.notes)
     if test is None:
         part, test = _split(part, default_holdout if holdout is None else holdout, seed)
     elif holdout is not None:
@@ -110,11 +144,24 @@ def assemble(
             f"of {tuple(test.x.shape[1:])} and {test.x.dtype} ({test.source}); expected the same for both"
         )
     train_labels, test_labels, classes = _number_classes(part, test)
+    x, note = _measured(part.x)
+    notes = (*notes, note) if note else notes
     try:
-        scaling = Scaling.measure(part.x, levels=levels, per_feature=per_feature)
+        scaling = Scaling.measure(x, levels=levels, per_feature=per_feature)
     except DataError as error:
         raise DataError(f"{part.source}: {error}") from None
-    return Dataset(name, part.x, test.x, train_labels, test_labels, classes, scaling, notes)
+    return Dataset(name, part.x, test.x, train_labels, test_labels, classes, scaling, notes, skipped)
+
+
+def _measured(x: Tensor | Stream) -> tuple[Tensor, str]:
+    """What of the training examples the scaling is measured on, and a note where that is not all of them."""
+    if isinstance(x, Tensor):
+        return x, ""
+    size = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
+    rows = spread(len(x), min(_MEASURED_ROWS, max(2, _MEASURED_BYTES // size)))
+    raw, bad = x.read(rows)
+    lost = f", {bad} of which could not be read and have stand-ins" if bad else ""
+    return raw, f"streamed from disk, the scaling measured on {len(rows)} of {len(x)} training examples{lost}"
 
 
 def require_labels(dataset: Dataset) -> None:
@@ -195,13 +242,17 @@ def _plain_labels(part: Part) -> np.ndarray:
     raise DataError(f"{part.source}: labels of type {labels.dtype}; expected class numbers or names")
 
 
-def finite_rows(x: Tensor, source: str) -> None:
-    """Raise DataError, with the first row and the count, where examples hold NaN or inf."""
+def finite_rows(x: Tensor, source: str, skip_bad: bool = False) -> Tensor:
+    """The rows of `x` without NaN or inf, int64 (m,).
+
+    Raises DataError, with the first row and the count, where there are others, unless told to pass over them.
+    """
     step = max(1, (1 << 22) // max(1, math.prod(x.shape[1:])))
-    bad = [~torch.isfinite(chunk).flatten(1).all(1) for chunk in x.split(step)]
-    rows = torch.cat(bad).nonzero().flatten()
-    if len(rows):
+    bad = torch.cat([~torch.isfinite(chunk).flatten(1).all(1) for chunk in x.split(step)])
+    rows = bad.nonzero().flatten()
+    if len(rows) and not skip_bad:
         raise DataError(
             f"{source}: {len(rows)} of {len(x)} examples hold NaN or inf, the first is row {int(rows[0])} (counted "
-            "from 0); expected finite numbers: remove or repair these rows"
+            "from 0); expected finite numbers: remove or repair these rows, or pass over them by --skip-bad"
         )
+    return (~bad).nonzero().flatten()

@@ -2,36 +2,18 @@
 
 import itertools
 import json
-import os
-import zipfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ornstein.config import DataOptions
-from ornstein.data.dataset import Dataset, Part, assemble
-from ornstein.data.pictures import SUFFIXES, read_pictures
+from ornstein.data.dataset import Dataset, assemble
+from ornstein.data.pictures import SUFFIXES, picture_part
+from ornstein.data.stores import FolderStore, ZipStore, zip_errors_named
 from ornstein.errors import DataError
 
 _HELD_OUT = ("test", "val", "valid", "validation")
 _INDEX = "dataset.json"
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Files by name, in a folder or a zip; names are relative, with "/" between their parts."""
-
-    path: Path
-    names: list[str]
-    read: Callable[[str], bytes]
-
-    def called(self, name: str) -> str:
-        """A file as the user knows it."""
-        return f"{self.path}/{name}"
 
 
 def load_folder(path: Path, seed: int, options: DataOptions) -> Dataset:
@@ -43,44 +25,35 @@ def load_folder(path: Path, seed: int, options: DataOptions) -> Dataset:
 
     Raises DataError for an empty folder, images that cannot be read, that differ in size or channels, or without class.
     """
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); expected a folder of images")
-
-    names = []
-    for root, folders, files in os.walk(path, onerror=stop, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        names += [(Path(root) / f).relative_to(path).as_posix() for f in files]
-    return _load(_Store(path, names, lambda name: (path / name).read_bytes()), seed, options)
+    return _load(FolderStore(path), seed, options)
 
 
 def load_zip(path: Path, seed: int, options: DataOptions) -> Dataset:
     """The images in a zip, read as `load_folder` reads a folder; nothing is unpacked to disk."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-            return _load(_Store(path, names, archive.read), seed, options)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-        raise DataError(
-            f"{path} cannot be read as a zip ({error}); it may be cut short: copy or download it again"
-        ) from error
+    with zip_errors_named(path):
+        return _load(ZipStore(path), seed, options)
 
 
-def _load(store: _Store, seed: int, options: DataOptions) -> Dataset:
-    visible = [n for n in store.names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))]
-    images = sorted(n for n in visible if Path(n).suffix.lower() in SUFFIXES)
+def _load(store: FolderStore | ZipStore, seed: int, options: DataOptions) -> Dataset:
+    names = list(store.names)
+    visible = [n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))]
+    images = [n for n in visible if Path(n).suffix.lower() in SUFFIXES]
     if not images:
         raise DataError(f"{store.path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
     base = _common_folder(images)
-    known = {*images, base + _INDEX}
+    index = base + _INDEX if base + _INDEX in visible else None
+    known = {*images, index}
     other = [n for n in visible if n not in known]
     notes = (f"passed over {len(other)} files that are not images, such as {other[0]}",) if other else ()
     relative = [n[len(base) :] for n in images]
-    if base + _INDEX in store.names:
-        part, test = _part(store, images, _indexed_labels(store, base, relative)), None
+    if index is None:
+        groups = _by_folder(store.path, relative)
     else:
-        part, test = _by_folder(store, images, relative)
-    return assemble(store.path.name, part, test, seed=seed, holdout=options.holdout, notes=notes)
+        groups = [(np.arange(len(images)), _indexed_labels(store, index, relative))]
+    numbers = np.array([k for k, n in enumerate(names) if n in known and n != index])
+    parts = [picture_part(store, numbers[rows], labels, str(store.path), options) for rows, labels in groups]
+    test = parts[1] if len(parts) == 2 else None
+    return assemble(store.path.name, parts[0], test, seed=seed, holdout=options.holdout, notes=notes)
 
 
 def _common_folder(names: list[str]) -> str:
@@ -90,45 +63,38 @@ def _common_folder(names: list[str]) -> str:
     return "".join(f"{part}/" for part, _ in same)
 
 
-def _by_folder(store: _Store, images: list[str], relative: list[str]) -> tuple[Part, Part | None]:
-    """Training and held-out part (None where it has to be split off), classes by subfolder."""
+def _by_folder(path: Path, relative: list[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Rows and classes, by subfolder, of the training and the held-out part, or of one part that is to be split."""
     tops = {n.split("/")[0] for n in relative if "/" in n}
     outside = [n for n in relative if "/" not in n]
     if tops and outside:
         raise DataError(
-            f"{store.path} holds images beside subfolders of images ({outside[0]} beside {min(tops)}/); expected one "
+            f"{path} holds images beside subfolders of images ({outside[0]} beside {min(tops)}/); expected one "
             "subfolder for each class, or all images in one folder"
         )
     held = tops - {"train"}
     if len(tops) != 2 or len(held) != 1 or not held <= set(_HELD_OUT):
-        return _part(store, images, _folder_labels(relative) if tops else None), None
-    parts = []
+        return [(np.arange(len(relative)), _folder_labels(relative) if tops else None)]
+    groups = []
     for top in ("train", held.pop()):
-        chosen = [
-            (full, n.split("/", 1)[1]) for full, n in zip(images, relative, strict=True) if n.startswith(f"{top}/")
-        ]
-        below = [n for _, n in chosen]
+        rows = [k for k, n in enumerate(relative) if n.startswith(f"{top}/")]
+        below = [relative[k].split("/", 1)[1] for k in rows]
         if len({"/" in n for n in below}) == 2:
-            raise DataError(f"{store.path}/{top} holds images beside subfolders of images; expected one or the other")
-        parts.append(_part(store, [full for full, _ in chosen], _folder_labels(below) if "/" in below[0] else None))
-    return parts[0], parts[1]
+            raise DataError(f"{path}/{top} holds images beside subfolders of images; expected one or the other")
+        groups.append((np.array(rows), _folder_labels(below) if "/" in below[0] else None))
+    return groups
 
 
 def _folder_labels(relative: list[str]) -> np.ndarray:
     return np.array([n.split("/")[0] for n in relative])
 
 
-def _part(store: _Store, images: list[str], labels: np.ndarray | None) -> Part:
-    pixels = read_pictures(images, store.read, store.called)
-    return Part(torch.from_numpy(pixels), labels, str(store.path))
-
-
-def _indexed_labels(store: _Store, base: str, relative: list[str]) -> np.ndarray | None:
+def _indexed_labels(store: FolderStore | ZipStore, file: str, relative: list[str]) -> np.ndarray | None:
     """The classes that dataset.json gives to the images, or None where its labels are null."""
-    name = store.called(base + _INDEX)
+    name = f"{store.path}/{file}"
     expected = 'expected {"labels": [[file name, class number], ...]} or {"labels": null}'
     try:
-        index = json.loads(store.read(base + _INDEX))
+        index = json.loads(store.file(file))
     except ValueError as error:
         raise DataError(f"{name} is not JSON ({error}); {expected}") from error
     if not isinstance(index, dict) or "labels" not in index:
@@ -140,7 +106,7 @@ def _indexed_labels(store: _Store, base: str, relative: list[str]) -> np.ndarray
         isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) and type(p[1]) is int for p in pairs
     ):
         raise DataError(f"{name} has labels of another form; {expected}")
-    labels = {file.replace("\\", "/"): label for file, label in pairs}
+    labels = {named.replace("\\", "/"): label for named, label in pairs}
     lacking, extra = [n for n in relative if n not in labels], sorted(labels.keys() - set(relative))
     if lacking or extra:
         what = f"gives no class to {lacking[0]}" if lacking else f"names {extra[0]}, which is not there"

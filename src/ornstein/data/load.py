@@ -10,17 +10,26 @@ from ornstein.data.dataset import Dataset
 from ornstein.data.digits import digits
 from ornstein.data.folders import load_folder, load_zip
 from ornstein.data.pictures import SUFFIXES
+from ornstein.data.streaming import refuse_streaming
 from ornstein.data.toys import TOYS, toy
 from ornstein.errors import DataError, nearest
 
+PREFIX = "hf:"
 NAMES = ("digits", *TOYS)
-_ACCEPTED = f"{', '.join(NAMES)}, a .npy or .npz file, a folder of images, or a .zip of images"
+_TABLES = (".csv", ".csv.gz", ".parquet")
+_ACCEPTED = (
+    f"{', '.join(NAMES)}, a .npy or .npz file, a {', '.join(_TABLES)} table, a folder of images or of .parquet files, "
+    "a .zip of images, or hf:NAME"
+)
 
 
 def load_dataset(
     source: str | os.PathLike[str], *, seed: int = 0, holdout: float | None = None, options: DataOptions | None = None
 ) -> Dataset:
-    """Load the data called `source`: a built-in name ("digits" or a toy), a .npy/.npz file, an image folder or a .zip.
+    """Load the data called `source`: a built-in name ("digits" or a toy), a .npy/.npz file, a table, images.
+
+    Tables are .csv, .csv.gz and .parquet files, and folders that hold .parquet files; images are in a folder or a
+    .zip. hf:NAME, hf:NAME:CONFIG and hf:FOLDER go through Hugging Face `datasets`, over the network where need be.
 
     seed: draws the held-out part (and a toy's points); the same seed gives the same split.
     holdout: fraction held out of training, by default 0.2 of the digits, 1/11 of a toy, 0.1 of files that bring no
@@ -28,16 +37,29 @@ def load_dataset(
     options: how the data are read; see `ornstein.config.DataOptions`.
 
     A built-in name wins over a file of that name; write "./digits" for the file. Raises DataError where there is
-    no such data or it cannot be trained on, ConfigurationError where `holdout` makes no sense.
+    no such data or it cannot be trained on, ConfigurationError where options make no sense for it.
     """
     options = options or DataOptions()
     options = options if holdout is None else replace(options, holdout=holdout)
     name = os.fspath(source)
+    if name in NAMES:
+        refuse_streaming(name, options)
     if name == "digits":
         return digits(seed, options.holdout)
     if name in TOYS:
         return toy(name, seed, options.holdout)
-    path = Path(name).expanduser()
+    if name.startswith(PREFIX):
+        from ornstein.data.hub import load_hub
+
+        return load_hub(name, seed, options)
+    return _load_path(Path(name).expanduser(), name, seed, options)
+
+
+def _load_path(path: Path, name: str, seed: int, options: DataOptions) -> Dataset:
+    if path.name.lower().endswith(_TABLES) if path.is_file() else any(path.glob("*.parquet")):
+        from ornstein.data.tables import load_table
+
+        return load_table(path, seed, options)
     if path.is_dir():
         return load_folder(path, seed, options)
     suffix = path.suffix.lower()
@@ -46,9 +68,10 @@ def load_dataset(
             raise DataError(f"{path} does not exist; expected {_ACCEPTED}")
         raise DataError(f"no data called {name!r}{nearest(name, NAMES)}; expected {_ACCEPTED}")
     if suffix in (".npy", ".npz"):
+        refuse_streaming(str(path), options)
         return load_arrays(path, seed, options)
     if suffix == ".zip":
         return load_zip(path, seed, options)
     if suffix in SUFFIXES:
         raise DataError(f"{path} is a single image; expected a folder of images: give the folder it is in")
-    raise DataError(f"{path} is of no kind that can be read; expected {_ACCEPTED} (tables: save them by numpy.save)")
+    raise DataError(f"{path} is of no kind that can be read; expected {_ACCEPTED}")

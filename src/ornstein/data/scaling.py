@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ornstein.errors import ConfigurationError, DataError, NumericalError
 
-LAYOUTS = ("hw", "hwc", "chw", "plain")
+IMAGES = ("hw", "hwc", "chw")
+LAYOUTS = (*IMAGES, "lc", "plain")
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "float64": torch.float64}
 _CHUNK = 1 << 22  # values looked at in one go: statistics of large data need no float64 copy of them
 
@@ -30,8 +31,9 @@ class Scaling:
     """The affine map `model = (raw - shift) * scale` and what is needed to undo it.
 
     shape: model shape of one example, `(c, h, w)` for images.
-    layout: of the raw data: "hw" (n, h, w), "hwc" (n, h, w, c), "chw" (n, c, h, w), all images; "plain" keeps its axes.
-    shift, scale: one number for all dimensions, or one for each feature of a vector (shape `(d,)`).
+    layout: of the raw data: "hw" (n, h, w), "hwc" (n, h, w, c), "chw" (n, c, h, w), all images; "lc" series (n, length,
+        channels), in model units (channels, length); "plain" keeps its axes.
+    shift, scale: one number for all dimensions, or one for each feature of a vector (shape `(d,)`) or channel of series.
     levels: raw values are the integers 0 .. levels - 1 held as uint8 (256 for common images); None for continuous data.
     dtype: of the raw data: "uint8", "float32" or "float64".
     sigma_data: standard deviation of the training data in model units, over all values; their mean is 0. It is
@@ -56,7 +58,11 @@ class Scaling:
             )
         if self.is_image and len(self.shape) != 3:
             raise ConfigurationError(f"images of model shape {self.shape}; expected (channels, height, width)")
-        sizes = {1, self.shape[0]} if len(self.shape) == 1 else {1}
+        if self.layout == "lc" and (len(self.shape) != 2 or self.dtype == "uint8"):
+            raise ConfigurationError(
+                f"{self.dtype} series of model shape {self.shape}; expected floats (channels, length)"
+            )
+        sizes = {1, self.shape[0]} if len(self.shape) == 1 or self.layout == "lc" else {1}
         if len(self.shift) not in sizes or len(self.scale) != len(self.shift):
             raise ConfigurationError(
                 f"{len(self.shift)} shifts and {len(self.scale)} scales for shape {self.shape}; expected one of each"
@@ -73,7 +79,7 @@ class Scaling:
     @property
     def is_image(self) -> bool:
         """Whether raw examples are pictures (uint8 with a height and a width)."""
-        return self.layout != "plain"
+        return self.layout in IMAGES
 
     @property
     def dims(self) -> int:
@@ -85,7 +91,7 @@ class Scaling:
         """Shape of one raw example."""
         if self.layout == "hw":
             return self.shape[1:]
-        return (*self.shape[1:], self.shape[0]) if self.layout == "hwc" else self.shape
+        return (*self.shape[1:], self.shape[0]) if self.layout in ("hwc", "lc") else self.shape
 
     @classmethod
     def measure(
@@ -95,10 +101,10 @@ class Scaling:
 
         uint8 data: shift = the mean over all values, scale = 2 / (levels - 1), so that model values span 2 units about
         a mean of 0, which preconditioning assumes; `levels` is 256 unless given. Float data: standardised to mean 0 and
-        variance 1, each feature of vectors (n, d) on its own (one mean and std for all with `per_feature=False`),
-        arrays of more axes by one mean and std.
+        variance 1, each feature of vectors (n, d) and each channel of series (n, length, channels) on its own (one mean
+        and std for all with `per_feature=False`), arrays of more axes by one mean and std.
         `layout` is inferred unless given: uint8 (n, h, w) is "hw"; (n, h, w, c) with c of 1, 3 or 4 is "hwc";
-        (n, c, h, w) is "chw"; all else "plain".
+        (n, c, h, w) is "chw"; floats (n, length, channels) are "lc"; all else "plain".
 
         Raises DataError where a feature is constant (its density is infinite and its scale undefined) or values are
         outside the levels, ConfigurationError where `levels` are given for data that are not uint8.
@@ -109,10 +115,13 @@ class Scaling:
             return cls._measure_levels(raw, 256 if levels is None else levels, layout or infer_layout(raw))
         if levels is not None:
             raise ConfigurationError(f"levels={levels} for data of type {raw.dtype}; levels are for uint8 data")
-        mean, std = _moments(raw, per_feature and raw.ndim == 2)
+        layout = layout or ("lc" if raw.ndim == 3 else "plain")
+        series = layout == "lc" and raw.ndim == 3
+        rows, kind = (raw.flatten(0, 1), "channel") if series else (raw, "column")
+        mean, std = _moments(rows, per_feature and rows.ndim == 2, kind)
         return cls(
-            shape=tuple(raw.shape[1:]),
-            layout="plain",
+            shape=(raw.shape[2], raw.shape[1]) if series else tuple(raw.shape[1:]),
+            layout=layout,
             shift=tuple(mean.tolist()),
             scale=tuple((1 / std).tolist()),
             levels=None,
@@ -154,7 +163,7 @@ class Scaling:
         x = raw.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
         if self.layout == "hw":
             x = x.unsqueeze(1)
-        elif self.layout == "hwc":
+        elif self.layout in ("hwc", "lc"):
             x = x.movedim(-1, 1)
         shift, scale = self._coefficients(x)
         return (x - shift).mul_(scale).float()
@@ -164,15 +173,7 @@ class Scaling:
 
         Raises NumericalError where `x` holds NaN or inf, DataError where its shape is another.
         """
-        if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
-            raise DataError(f"model data of shape {tuple(x.shape)}; expected (n, {', '.join(map(str, self.shape))})")
-        x = x.detach()
-        if not torch.isfinite(x).all():
-            rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
-            raise NumericalError(
-                f"{len(rows)} of {len(x)} samples hold NaN or inf, the first is row {int(rows[0])}; expected finite "
-                "numbers: the network or the sampler diverged (try more steps, or an earlier checkpoint)"
-            )
+        x = check_samples(x, self.shape)
         x = x.to(torch.float64 if self.dtype == "float64" else torch.float32)
         shift, scale = self._coefficients(x)
         raw = (x / scale).add_(shift)
@@ -180,13 +181,19 @@ class Scaling:
             raw = raw.round_().clamp_(0, self.levels - 1)
         if self.layout == "hw":
             raw = raw.squeeze(1)
-        elif self.layout == "hwc":
+        elif self.layout in ("hwc", "lc"):
             raw = raw.movedim(1, -1)
         return raw.to(_DTYPES[self.dtype]).contiguous()
 
     def log_det(self) -> float:
         """log|d model / d raw| of one example in nats: log p_raw(raw) = log p_model(model) + log_det()."""
         return math.fsum(map(math.log, self.scale)) * (self.dims / len(self.scale))
+
+    def require_same(self, other: Any) -> None:
+        """Raise DataError where raw examples of another scaling are of another kind than those of this."""
+        mine, theirs = ((s.raw_shape, s.layout, s.dtype) for s in (self, other))
+        if mine != theirs:
+            raise DataError(f"data of (shape, layout, type) {theirs}; expected {mine}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain numbers, strings and lists, for JSON; `from_dict` gives back an equal scaling."""
@@ -211,7 +218,22 @@ class Scaling:
     def _coefficients(self, x: Tensor) -> tuple[Any, Any]:
         if len(self.shift) == 1:
             return self.shift[0], self.scale[0]
-        return x.new_tensor(self.shift), x.new_tensor(self.scale)
+        size = (-1, 1) if self.layout == "lc" else (-1,)
+        return x.new_tensor(self.shift).reshape(size), x.new_tensor(self.scale).reshape(size)
+
+
+def check_samples(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`x` without its gradient. Raises DataError unless it is (n, *shape), NumericalError where it holds NaN or inf."""
+    if tuple(x.shape[1:]) != shape or x.ndim == 0:
+        raise DataError(f"model data of shape {tuple(x.shape)}; expected (n, {', '.join(map(str, shape))})")
+    x = x.detach()
+    if not torch.isfinite(x).all():
+        rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
+        raise NumericalError(
+            f"{len(rows)} of {len(x)} samples hold NaN or inf, the first is row {int(rows[0])}; expected finite "
+            "numbers: the network or the sampler diverged (try more steps, or an earlier checkpoint)"
+        )
+    return x
 
 
 def infer_layout(raw: Tensor) -> str:
@@ -241,8 +263,8 @@ def to_uint8_images(scaling: Scaling, raw: Tensor) -> Tensor:
     return (raw.float() * (255 / (scaling.levels - 1))).round().to(torch.uint8)
 
 
-def _moments(raw: Tensor, per_feature: bool) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in float64, (d,) or (1,), by two passes over chunks."""
+def _moments(raw: Tensor, per_feature: bool, kind: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in float64, (d,) or (1,), by two passes over chunks; `kind` of feature, for messages."""
     table = raw.reshape(len(raw), -1) if per_feature else raw.reshape(-1, 1)
     chunks = table.split(max(1, _CHUNK // max(1, table.shape[1])))
     constant = (table == table[0]).all(0)
@@ -251,9 +273,10 @@ def _moments(raw: Tensor, per_feature: bool) -> tuple[Tensor, Tensor]:
         if not per_feature or table.shape[1] == 1:
             raise DataError(f"all training values are {float(table[0, 0]):g}; expected data that vary")
         named = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
+        remedy = "x[:, x.std(0) > 0]" if kind == "column" else "x[..., x.std((0, 1)) > 0]"
         raise DataError(
-            f"{len(columns)} of {table.shape[1]} columns are constant (column {named}, counted from 0); such columns "
-            "have no density: remove them, e.g. x = x[:, x.std(0) > 0]"
+            f"{len(columns)} of {table.shape[1]} {kind}s are constant ({kind} {named}, counted from 0); such {kind}s "
+            f"have no density: remove them, e.g. x = {remedy}"
         )
     mean = torch.stack([c.double().sum(0) for c in chunks]).sum(0) / len(table)
     std = (torch.stack([((c.double() - mean) ** 2).sum(0) for c in chunks]).sum(0) / len(table)).sqrt()

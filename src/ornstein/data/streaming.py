@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ornstein.errors import DataError, OrnsteinError
+from ornstein.config import DataOptions
+from ornstein.errors import ConfigurationError, DataError, OrnsteinError
 
 PREFETCH = 2  # batches that each worker process keeps ready
 
@@ -57,6 +58,15 @@ def too_large(size: int, mode: str) -> bool:
         return 4 * size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return False
+
+
+def refuse_streaming(source: str, options: DataOptions) -> None:
+    """Raise ConfigurationError where `options` ask to stream what is only read as a whole."""
+    if options.stream == "always":
+        raise ConfigurationError(
+            f"{source} cannot be streamed, as it is read as a whole; expected images in a folder, a zip or behind hf:, "
+            "or Parquet: leave out --stream always"
+        )
 
 
 def spread(n: int, count: int) -> Tensor:

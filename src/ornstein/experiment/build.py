@@ -9,7 +9,7 @@ import torch
 
 from ornstein import checkpoints, logs, networks
 from ornstein.config import GROUPS, RunOptions, seconds, with_options
-from ornstein.data import Dataset, load_dataset, require_labels
+from ornstein.data import Dataset, Scaling, TableScaling, load_dataset, require_labels
 from ornstein.denoisers import Denoiser
 from ornstein.devices import pick_device
 from ornstein.errors import CheckpointError, ConfigurationError, DataError
@@ -63,6 +63,8 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
     require(options.report.watch)
     dataset = _load(options)
     check_batch(options.training.batch_size, len(dataset.train))
+    # What "auto" came to on this machine is kept: the sum that tells whether data have changed depends on it.
+    options = with_options(options, {"stream": "never" if isinstance(dataset.train, torch.Tensor) else "always"})
     denoiser = build(options, dataset, group)
     model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
     run, labels = Run(denoiser, objective(options), options.training, group), dataset.train_labels
@@ -88,12 +90,15 @@ def resume(folder: Path, group: Group | None = None, allow_changed_data: bool = 
     changes = {k: v for name in GROUPS for k, v in config["options"][name].items()}
     options = with_options(RunOptions(config["options"]["data"]), changes)
     dataset = _load(options)
+    denoiser, scaling = checkpoints.rebuild(config["model"])
+    assert scaling is not None
     if dataset.fingerprint != config["data"]["fingerprint"]:
-        dataset = _take_changed(dataset, config, folder, allow_changed_data)
+        _check_changed(dataset, scaling, config, folder, allow_changed_data)
         notes.append(f"the data in {options.data} have changed: the run goes on with them, and with its old scaling")
+    dataset = dataclasses.replace(dataset, scaling=scaling)
     check_batch(options.training.batch_size, len(dataset.train))
     saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
-    denoiser = checkpoints.rebuild(config["model"])[0] if saved else build(options, dataset, group)
+    denoiser = denoiser if saved else build(options, dataset, group)
     denoiser.to(device_of(options, group))
     run = Run(denoiser, objective(options), options.training, group)
     if saved:
@@ -149,15 +154,16 @@ def _load(options: RunOptions) -> Dataset:
     return load_dataset(options.data, seed=options.training.seed, options=options.reading)
 
 
-def _take_changed(dataset: Dataset, config: dict[str, Any], folder: Path, allowed: bool) -> Dataset:
-    """Changed data in the scaling and the classes of the run. Raises `CheckpointError` where that cannot be, or is not wanted."""
+def _check_changed(
+    dataset: Dataset, scaling: Scaling | TableScaling, config: dict[str, Any], folder: Path, allowed: bool
+) -> None:
+    """Raise `CheckpointError` where changed data are of another kind than those of the run, or are not wanted."""
     if not allowed:
         raise CheckpointError(
             f"the data in {config['options']['data']} are not those of the run {folder}: their fingerprint differs; give "
             "--allow-changed-data to go on with them"
         )
-    scaling, classes = checkpoints.rebuild(config["model"])[1], config["model"]["classes"]
-    assert scaling is not None
+    classes = config["model"]["classes"]
     try:
         scaling.require_same(dataset.scaling)
         if list(dataset.classes) != classes:
@@ -166,4 +172,3 @@ def _take_changed(dataset: Dataset, config: dict[str, Any], folder: Path, allowe
         raise CheckpointError(
             f"the data in {config['options']['data']} are of another kind than those of the run {folder}: {error}"
         ) from None
-    return dataclasses.replace(dataset, scaling=scaling)

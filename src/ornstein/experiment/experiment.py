@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from ornstein import checkpoints, logs
 from ornstein.config import RunOptions, seconds
-from ornstein.data import Dataset, to_uint8_images
-from ornstein.data.streaming import batches
+from ornstein.data import Dataset, Scaling, to_uint8_images
+from ornstein.data.streaming import Stream, batches, killed_readers_named
 from ornstein.devices import autocast, reason
-from ornstein.errors import CheckpointError, NumericalError
+from ornstein.errors import CheckpointError, DataError, NumericalError
 from ornstein.experiment.interrupts import on_interrupt
 from ornstein.noise import Noise, fold
 from ornstein.parallel import together
@@ -49,7 +49,7 @@ class Experiment:
         self.folder, self.options, self.config, self.dataset, self.run = folder, options, config, dataset, run
         self.notes = notes or []
         self.labelled = options.model.condition == "labels"
-        self.examples, self.labels = _on_device(dataset.train, run.device), dataset.train_labels
+        self.examples, self.labels = _ready(dataset, run.device), dataset.train_labels
         self.last: dict[str, float] = {}
         self.skipped = dataset.skipped
         self._watchers: list[Watcher] = []
@@ -71,8 +71,8 @@ class Experiment:
     def train(self, progress: bool = True) -> dict[str, Any]:
         """Train to the last step, or until interrupted (Ctrl-C or SIGTERM finishes the step and saves).
 
-        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s, stopped. On a loss that is not
-        finite the last good state is saved and `NumericalError` raised.
+        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s, stopped. On a loss that is not finite
+        and on data that cannot be read the last good state is saved and `NumericalError` or `DataError` raised.
         """
         began, first, durations, run = time.perf_counter(), self.run.count, [], self.run
         shown = progress and run.group.main
@@ -81,12 +81,14 @@ class Experiment:
         names = self.options.report.watch if run.group.main else ()
         self._watchers = open_watchers(names, self.folder, self.config, run.count)
         try:
-            with on_interrupt(self._interrupt), together(run.group, self._how_to_go_on):
+            with on_interrupt(self._interrupt), together(run.group, self._how_to_go_on), killed_readers_named():
                 for record, duration in self._steps():
                     durations.append(duration)
                     self._report(record, durations, began, bar)
-        except NumericalError as error:
-            raise NumericalError(f"{error}; the last good state is saved in {self.save()}") from None
+        except (NumericalError, DataError) as error:
+            if isinstance(error, DataError) and run.group.size > 1:  # the other processes do not know, and cannot save
+                raise
+            raise type(error)(f"{error}; the last good state is saved in {self.save()}") from None
         finally:
             bar.close()
             for watcher in self._watchers:
@@ -113,10 +115,11 @@ class Experiment:
         """Without end, from where the run stands: this process's share of each batch, in model units, and its labels."""
         run, order = self.run, Batches(len(self.examples), self.options.training.seed)
         plan = order.plan(run.seen, self.options.training.batch_size, run.share)
+        encoding = self.examples.dtype == torch.uint8 or not isinstance(self.examples, Tensor)
         for rows, raw, bad in batches(self.examples, plan, self.options.reading.workers):
             self.skipped += bad
             labels = self.labels[rows.cpu()].to(run.device) if self.labelled and self.labels is not None else None
-            yield self._encode(raw), labels
+            yield self._encode(raw) if encoding else raw.to(run.device), labels
 
     def _encode(self, raw: Tensor) -> Tensor:
         """Raw examples in model units on the device: moved as bytes where they are bytes."""
@@ -209,13 +212,14 @@ class Experiment:
 
     def _grid(self) -> None:
         """A picture grid of samples, where the data are images."""
-        if not (self.dataset.scaling.is_image and self.run.group.main):
+        scaling = self.dataset.scaling
+        if not (isinstance(scaling, Scaling) and scaling.is_image and self.run.group.main):
             return
         cond = torch.arange(GRID_SIZE) % len(self.dataset.classes) if self.labelled else None
         with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
             seed = fold(self.options.training.seed, GRID)
             x = sample(denoiser, n=GRID_SIZE, calls=GRID_CALLS, cond=cond, seed=seed).x
-        picture = grid_picture(to_uint8_images(self.dataset.scaling, self.dataset.scaling.decode(x.cpu())))
+        picture = grid_picture(to_uint8_images(scaling, scaling.decode(x.cpu())))
         path = self.folder / "samples" / f"step-{self.run.count:08d}.png"
         self._attempt("the sample grid", lambda: save_picture(picture, path))
         for watcher in self._watchers:
@@ -246,8 +250,14 @@ class Experiment:
             tqdm.write(text, file=sys.stderr)
 
 
-def _on_device(examples: Any, device: torch.device) -> Any:
-    """Examples in the memory of a GPU where they take at most a quarter of what is free there; else as they are."""
-    if not isinstance(examples, Tensor) or device.type != "cuda":
+def _ready(dataset: Dataset, device: torch.device) -> Tensor | Stream:
+    """The training examples, ready for batches: a stream as it is, bytes as bytes (a quarter of the memory of floats), all else
+    in model units already; in the memory of a GPU where they take at most a quarter of what is free there."""
+    examples = dataset.train
+    if not isinstance(examples, Tensor):
+        return examples
+    if examples.dtype != torch.uint8:
+        examples = dataset.scaling.encode(examples)
+    if device.type != "cuda":
         return examples
     return examples.to(device) if 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0] else examples

@@ -2,6 +2,7 @@
 
 from ornstein.metrics.distances import (
     PrecisionRecall,
+    correlation_error,
     energy_distance,
     frechet_distance,
     nearest_distances,
@@ -18,6 +19,7 @@ __all__ = [
     "Measure",
     "PrecisionRecall",
     "Report",
+    "correlation_error",
     "energy_distance",
     "evaluate",
     "frechet_distance",

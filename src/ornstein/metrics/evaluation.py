@@ -10,6 +10,7 @@ the ratio.) For the distance to the nearest training example the place of the sa
     Frechet                  samples / held-out     samples where not all are used, training; held-out examples: all
     precision ... coverage   equal, at most 2000    all three
     energy, Wasserstein      equal, at most 2000    all three
+    correlation              equal, at most 2000    all three
     nearest                  equal, at most 2000    samples, held-out; training examples: all
 
 Figures are means over `splits` such subsets, disjoint where the data suffice; everything is a function of the arguments
@@ -17,6 +18,7 @@ and the seed.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean, stdev
 from typing import TypeVar
 
@@ -31,6 +33,7 @@ from ornstein.metrics.report import Measure, Report
 
 LARGEST = 2000  # examples a side in the figures that need all pairs
 NEIGHBOURS = 5
+COLUMNS = range(2, 501)  # for which correlations are compared: beyond, d^2 / 2 pairs say little each
 T = TypeVar("T")
 
 
@@ -51,9 +54,10 @@ def evaluate(
     features: a classifier from `load_features`; by default the shipped one where it reads the images (one channel).
 
     Measures: `frechet_distance`, `precision`, `recall`, `density`, `coverage` (images), `energy_distance`,
-    `sliced_wasserstein` (order 2, 256 projections), `nearest_training` (median distance). The module says what each is
-    compared with. Raises `DataError` on shapes that differ, values that are not finite or fewer than 6 examples in a
-    set, `ConfigurationError` on a classifier that cannot read the images.
+    `sliced_wasserstein` (order 2, 256 projections), `correlation_error` (vectors of 2 to 500 numbers),
+    `nearest_training` (median distance). The module says what each is compared with. Raises `DataError` on shapes that
+    differ, values that are not finite or fewer than 6 examples in a set, `ConfigurationError` on a classifier that
+    cannot read the images.
     """
     if splits < 1:
         raise ConfigurationError(f"evaluate got splits={splits}; expected at least 1")
@@ -66,7 +70,7 @@ def evaluate(
     draws = _Draws(len(samples), len(test), len(train), splits, seed)
     net, notes = _feature_net(scaled[0], scaling, features)
     measures = [] if net is None or scaling is None else _on_features(list(sets.values()), scaling, net, draws)
-    measures += _on_values(x, y, z, draws, seed)
+    measures += _on_values(x, y, z, draws, seed, scaled[0].ndim == 2 and x.shape[1] in COLUMNS)
     if net is not None and min(len(samples), len(test), len(train)) <= WIDTH:
         notes.append(f"Frechet distance: covariances of {WIDTH} features are singular at n <= {WIDTH}; read the ratio")
     if draws.n < min(len(samples), len(test)):
@@ -109,19 +113,21 @@ def _measure(name: str, model: Sequence[float], real: Sequence[float], n: int, a
     return Measure(name, value, reference, spread, value / reference if reference > 0 else None, n, against, better)
 
 
-def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int) -> list[Measure]:
-    """Energy distance, sliced Wasserstein and the median distance to the nearest training example."""
+def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int, columns: bool) -> list[Measure]:
+    """Energy distance, sliced Wasserstein, the correlations of columns, and the median distance to training examples."""
+    figures: dict[str, Callable[[Tensor, Tensor], float]] = {
+        "energy_distance": distances.energy_distance,
+        "sliced_wasserstein": partial(distances.sliced_wasserstein, seed=seed),
+    }
+    if columns:
+        figures["correlation_error"] = distances.correlation_error
 
-    def both(i: Tensor, j: Tensor, candidates: Tensor) -> tuple[float, float]:
-        a, b = candidates[i], y[j]
-        return distances.energy_distance(a, b), distances.sliced_wasserstein(a, b, seed=seed)
+    def all_of(i: Tensor, j: Tensor, candidates: Tensor) -> list[float]:
+        return [figure(candidates[i], y[j]) for figure in figures.values()]
 
-    model = zip(*_over(lambda i, j: both(i, j, x), draws.samples, draws.test), strict=True)
-    real = zip(*_over(lambda i, j: both(i, j, z), draws.train, draws.test), strict=True)
-    rows = [
-        _measure(name, m, r, draws.n, draws.n, "lower")
-        for name, m, r in zip(("energy_distance", "sliced_wasserstein"), model, real, strict=True)
-    ]
+    model = zip(*_over(lambda i, j: all_of(i, j, x), draws.samples, draws.test), strict=True)
+    real = zip(*_over(lambda i, j: all_of(i, j, z), draws.train, draws.test), strict=True)
+    rows = [_measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(figures, model, real, strict=True)]
     medians = []
     for values, subsets in ((x, draws.samples), (y, draws.test)):
         # Each distance belongs to one example, so those of 2 n examples serve every split.

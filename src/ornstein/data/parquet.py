@@ -1,0 +1,241 @@
+"""Tables in Parquet: one file, or a folder of shards, which together are one table; read row group by row group."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein.data.columns import TableScaling, require_pandas
+from ornstein.data.frames import CELLS, check_names
+from ornstein.data.survey import Fault, Field, raw_examples
+from ornstein.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CACHE = 1 << 28  # bytes of row groups that a stream keeps, or a single one where that is larger
+ROW_INDEX = "__index_level_"  # how pandas calls the row index that it writes as a column
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the table, and the rows of each of its row groups."""
+
+    path: Path
+    groups: tuple[int, ...]
+
+
+class ParquetSource:
+    """The table in a .parquet file, or in those of a folder in the order of their names, as a `Source`.
+
+    A chunk is a row group. With `skip_bad`, shards whose footer cannot be read, and row groups whose data cannot, are
+    passed over. Raises DataError for damaged files, shards of another schema than the first, and types that are none
+    of a table.
+    """
+
+    def __init__(self, path: Path, skip_bad: bool) -> None:
+        require_pandas()
+        self.name, self.faults, self.notes = str(path), (), ()
+        files = sorted(p for p in path.iterdir() if _is_shard(p)) if path.is_dir() else [path]
+        first: tuple[Path, pyarrow.Schema] | None = None
+        self.shards: list[Shard] = []
+        for file in files:
+            try:
+                schema, groups = _open(file)
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                self.notes = (*self.notes, f"passed over a shard: {error}")
+                continue
+            if first is None:
+                first = file, schema
+                self.fields = _fields(schema, str(file))
+            _same_schema(*first, file, schema)
+            self.shards.append(Shard(file, groups))
+        if first is None:
+            raise DataError(f"{path}: none of its {len(files)} .parquet files can be read; expected whole ones")
+        self._places = [(i, g) for i, shard in enumerate(self.shards) for g in range(len(shard.groups))]
+        self.sizes = tuple(self.shards[i].groups[g] for i, g in self._places)
+
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...]
+
+    def read(self, chunk: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Some columns of a row group. Raises DataError where its data are damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        shard, group = self._places[chunk]
+        path, numbers = self.shards[shard].path, {f.name for f in self.fields if f.kind == "number"}
+        with _readable(path), pq.ParquetFile(path) as file:
+            table = file.read_row_group(group, columns=list(names), use_threads=False)
+            found = {}
+            for name in names:
+                column = table.column(name)
+                if name in numbers:
+                    found[name] = column.cast(pa.float64(), safe=False).to_numpy()
+                    continue
+                if pa.types.is_dictionary(column.type):
+                    column = column.cast(column.type.value_type)
+                found[name] = column.to_pandas().astype(object).to_numpy()
+        return found
+
+    def where(self, row: int) -> str:
+        """The row and its file, counted from 0."""
+        for shard in self.shards:
+            if row < sum(shard.groups):
+                return f"row {row} of {shard.path.name}"
+            row -= sum(shard.groups)
+        raise IndexError(row)
+
+    def digest(self) -> str:
+        """Of the names, sizes and footers of the files: a footer holds the extremes and the place of each column's data."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            size = shard.path.stat().st_size
+            digest.update(f"{shard.path.name} {size};".encode())
+            with open(shard.path, "rb") as file:
+                file.seek(-8, 2)
+                footer = int.from_bytes(file.read(4), "little")
+                file.seek(-min(size, 8 + footer), 2)
+                digest.update(file.read(footer))
+        return digest.hexdigest()
+
+
+class TableStream:
+    """Rows of a Parquet table that stays on disk, as a `ornstein.data.streaming.Stream` of raw examples.
+
+    Parquet is read by whole row groups, each at most once a batch, and the last ones are kept, up to 256 MiB. So a batch
+    of b random rows costs as many row groups as it touches, min(b, groups) where the table is much larger than
+    that: to train from one, write it with row groups of some 1000 rows (`to_parquet(..., row_group_size=1000)`), or
+    with `--stream never` where memory holds it.
+    """
+
+    def __init__(self, source: ParquetSource, scaling: TableScaling, rows: Tensor) -> None:
+        self._source, self._scaling, self._rows = source, scaling, rows
+        self._first = torch.tensor([0, *source.sizes]).cumsum(0)
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, columns)."""
+        return (len(self._rows), *self._scaling.raw_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64."""
+        return torch.float64
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, rows: Tensor) -> tuple[Tensor, int]:
+        """The raw examples of `rows` (b,), float64 (b, columns), and 0: what is damaged is found, and named, at the start."""
+        at = self._rows[rows.cpu()]
+        groups = torch.searchsorted(self._first, at, right=True) - 1
+        found = torch.empty(len(at), *self._scaling.raw_shape, dtype=self.dtype)
+        for group in groups.unique().tolist():
+            mine = groups == group
+            found[mine] = self._group(group)[at[mine] - self._first[group]]
+        return found, 0
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.read(rows)[0]
+
+    def take(self, rows: Tensor) -> "TableStream":
+        """The stream of some of the rows."""
+        return TableStream(self._source, self._scaling, self._rows[rows])
+
+    def digest(self) -> str:
+        """Of the files, as `ParquetSource.digest`, of the rows, and of how the columns are read."""
+        read = [(column.name, getattr(column, "values", None)) for column in self._scaling.columns]
+        digest = hashlib.sha256(f"{self._source.digest()} {read}".encode())
+        digest.update(self._rows.numpy().data.cast("B"))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to a process that reads: not the row groups kept here."""
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+    def _group(self, group: int) -> Tensor:
+        if group in self._kept:
+            self._kept.move_to_end(group)
+            return self._kept[group]
+        x = raw_examples(self._scaling.columns, self._source.read(group, self._scaling.names))
+        self._kept[group] = x
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE:
+            self._kept.popitem(last=False)
+        return x
+
+
+def _is_shard(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() == ".parquet" and not path.name.startswith(".")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises on a damaged file into a DataError that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged or no Parquet file ({' '.join(str(error).split())}); write it anew, or pass over what "
+            "cannot be read by --skip-bad"
+        ) from error
+
+
+def _open(path: Path) -> tuple["pyarrow.Schema", tuple[int, ...]]:
+    import pyarrow.parquet as pq
+
+    with _readable(path), pq.ParquetFile(path) as file:
+        metadata = file.metadata
+        schema = file.schema_arrow
+        rows = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
+    columns = [i for i, name in enumerate(schema.names) if not name.startswith(ROW_INDEX)]
+    import pyarrow as pa
+
+    return pa.schema([schema.field(i) for i in columns]), rows
+
+
+def _same_schema(first: Path, expected: "pyarrow.Schema", file: Path, schema: "pyarrow.Schema") -> None:
+    one = "expected one schema in all shards: write them anew with the same columns and types"
+    for name in expected.names:
+        if name not in schema.names:
+            raise DataError(f"{file} has no column {name!r}, which {first.name} has; {one}")
+        got, wanted = schema.field(name).type, expected.field(name).type
+        if got != wanted:
+            raise DataError(f"{file}: the column {name!r} is of type {got}, in {first.name} of {wanted}; {one}")
+    for name in schema.names:
+        if name not in expected.names:
+            raise DataError(f"{file} has a column {name!r}, which {first.name} has not; {one}")
+
+
+def _fields(schema: "pyarrow.Schema", source: str) -> tuple[Field, ...]:
+    check_names(schema.names, source)
+    return tuple(_field(name, schema.field(name).type, source) for name in schema.names)
+
+
+def _field(name: str, kind: "pyarrow.DataType", source: str) -> Field:
+    import pyarrow.types as types
+
+    if types.is_integer(kind):
+        return Field(name, "number", str(kind))
+    if types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
+        return Field(name, "number", {"float": "float32", "halffloat": "float16"}.get(str(kind), "float64"))
+    if types.is_boolean(kind):
+        return Field(name, "boolean")
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return Field(name, "text")
+    if types.is_dictionary(kind):
+        _field(name, kind.value_type, source)
+        return Field(name, "category")
+    raise DataError(f"{source}: the column {name!r} is of type {kind}; expected {CELLS}")
