@@ -7,7 +7,7 @@ from torch import nn
 from ornstein.errors import ConfigurationError
 from ornstein.networks import MLP, UNet
 from ornstein.networks.embeddings import Embedding, TimeFeatures, modulate
-from ornstein.networks.unet import depth_to_space, space_to_depth
+from ornstein.networks.patches import depth_to_space, space_to_depth
 from ornstein.specs import construct
 
 SMALL = {"widths": (8, 16, 24), "blocks": 1, "attention": 1}

@@ -138,10 +138,35 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "learning_rate": 2e-3,
     },
+    "cifar10": {
+        "network": "UNet(widths=(64, 96, 128), blocks=1, attention=1, patch=2)",
+        "schedule": "EDM",
+        "parametrization": "edm",
+        "condition": "labels",
+        "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+    },
     "toy2d": {
         "network": "MLP(width=256, depth=4)",
         "steps": 4000,
         "batch_size": 512,
+    },
+    "table": {
+        "network": "MLP(width=128, depth=2, dropout=0.2)",
+        "schedule": "EDM",
+        "parametrization": "edm",
+        "times": "Stratified(LogNormalSigma(mean=-0.4, std=1.2))",
+        "steps": 600,
+    },
+    "series": {
+        "network": "UNet(widths=(32, 64), blocks=1, attention=1, patch=2)",
+        "schedule": "EDM",
+        "parametrization": "edm",
+        "times": "Stratified(LogNormalSigma(mean=-0.5, std=1.4))",
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "steps": 2500,
     },
 }
 """Named settings: the options in which each differs from the defaults."""

@@ -3,7 +3,8 @@
 `network.spec` is the constructor call as text, which a run's JSON holds and `ornstein.specs` reads.
 """
 
+from ornstein.networks.dit import DiT
 from ornstein.networks.mlp import MLP
 from ornstein.networks.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "DiT", "UNet"]

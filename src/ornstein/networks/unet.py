@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout, modulate
+from ornstein.networks.patches import crop, depth_to_space, space_to_depth
 
 GROUP = 8  # channels a normalisation group holds; widths are multiples of it
 
@@ -161,36 +162,6 @@ class UNet(nn.Module):
 def upsample(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Each position doubled along every axis of space, cropped to `shape`."""
     x = functional.interpolate(x, scale_factor=2, mode="nearest")
-    return crop(x, shape)
-
-
-def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first `shape` positions of x (b, c, *space): x itself where nothing is to be cut."""
-    for axis, size in enumerate(shape, start=2):
-        if x.shape[axis] != size:
-            x = x.narrow(axis, 0, size)
-    return x
-
-
-def space_to_depth(x: Tensor, patch: int) -> Tensor:
-    """(b, c, *space) -> (b, c patch^dims, *ceil(space / patch)), zero-padded at the far ends."""
-    if patch == 1:
-        return x
-    padding = [pad for size in reversed(x.shape[2:]) for pad in (0, -size % patch)]
-    x = functional.pad(x, padding) if any(padding) else x
-    if x.ndim == 4:
-        return functional.pixel_unshuffle(x, patch)
-    b, c, length = x.shape
-    return x.reshape(b, c, length // patch, patch).transpose(2, 3).reshape(b, c * patch, length // patch)
-
-
-def depth_to_space(x: Tensor, patch: int, shape: Sequence[int]) -> Tensor:
-    """The inverse of `space_to_depth`, cropped to `shape`."""
-    if patch > 1 and x.ndim == 4:
-        x = functional.pixel_shuffle(x, patch)
-    elif patch > 1:
-        b, c, length = x.shape
-        x = x.reshape(b, c // patch, patch, length).transpose(2, 3).reshape(b, c // patch, length * patch)
     return crop(x, shape)
 
 
