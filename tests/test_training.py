@@ -19,6 +19,7 @@ import ornstein as orn
 from ornstein import checkpoints, experiment, logs
 from ornstein.config import RunOptions, TrainingOptions, with_options
 from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
+from ornstein.files import held
 from ornstein.noise import Noise, fold
 from ornstein.plots.grids import image_folder
 from ornstein.training import Batches, Run, train
@@ -238,7 +239,7 @@ def test_only_the_last_checkpoints_are_kept_and_nothing_is_pickled(tmp_path):
     names = [p.name for p in checkpoints.checkpoints(tmp_path / "run")]
     assert names == ["step-00000006", "step-00000008"]
     kinds = {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert kinds == {".json", ".jsonl", ".safetensors"}
+    assert kinds == {"", ".json", ".jsonl", ".safetensors"}  # "" is the lock, which is empty
 
 
 def test_budget_fixes_the_steps_once_and_stores_them(tmp_path):
@@ -348,7 +349,7 @@ def test_what_a_killed_process_left_half_written_is_swept_up_and_nothing_else(tm
     experiment.resume(tmp_path / "run")
     assert not half.exists()
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        ".notes.tmp", "checkpoints", "config.json", "log.jsonl",
+        ".lock", ".notes.tmp", "checkpoints", "config.json", "log.jsonl",
     ]  # fmt: skip
 
 
@@ -541,3 +542,10 @@ def test_a_picture_that_goes_bad_on_the_way_stops_training_with_its_state_saved(
     with pytest.raises(DataError, match=r"1/000001.png .*the last good state is saved in .*step-0000000\d"):
         made.train(progress=False)
     assert checkpoints.checkpoints(tmp_path / "run")
+
+
+def test_two_processes_cannot_train_the_same_run_at_once(tmp_path):
+    made = experiment.create(options(steps=3), tmp_path / "run")
+    with held(tmp_path / "run"), pytest.raises(ConfigurationError, match="in use by another process"):
+        made.train(progress=False)
+    assert made.train(progress=False)["steps"] == 3

@@ -34,7 +34,7 @@ class ModelOptions:
     """What is trained."""
 
     network: str = "auto"
-    """auto (UNet for images and series, MLP else), "UNet(widths=(64, 128), patch=2)", "MLP(width=256, depth=4)"."""
+    """auto (UNet for images and series, MLP else), "UNet(widths=(64, 128), patch=2)", "MLP(width=256, depth=4)", DiT."""
     schedule: str = "CosineVP"
     """Law of time: CosineVP, LinearVP, RectifiedFlow, EDM, GeometricVE, SubVP, "TableSchedule.linear(steps=1000)"."""
     parametrization: Literal["v", "edm", "x0", "eps", "velocity", "score"] = "v"

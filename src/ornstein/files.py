@@ -43,6 +43,27 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process, as long as the block lasts; the system lets go of it however the process ends.
+
+    Raises ConfigurationError where another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"{folder} is in use by another process; wait until it ends, or give another folder"
+            ) from None
+        yield
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written by `atomic_write` in a folder and below."""
     for path in sorted(folder.rglob(".*.tmp*")):

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -18,6 +19,7 @@ from ornstein.data.streaming import Stream, batches, killed_readers_named
 from ornstein.devices import autocast, reason
 from ornstein.errors import CheckpointError, DataError, NumericalError
 from ornstein.experiment.interrupts import on_interrupt
+from ornstein.files import held
 from ornstein.noise import Noise, fold
 from ornstein.parallel import together
 from ornstein.plots.grids import grid_picture, save_picture
@@ -81,7 +83,12 @@ class Experiment:
         names = self.options.report.watch if run.group.main else ()
         self._watchers = open_watchers(names, self.folder, self.config, run.count)
         try:
-            with on_interrupt(self._interrupt), together(run.group, self._how_to_go_on), killed_readers_named():
+            with (
+                held(self.folder) if run.group.main else nullcontext(),
+                on_interrupt(self._interrupt),
+                together(run.group, self._how_to_go_on),
+                killed_readers_named(),
+            ):
                 for record, duration in self._steps():
                     durations.append(duration)
                     self._report(record, durations, began, bar)
