@@ -429,7 +429,10 @@ def test_a_pipe_that_closes_is_no_error(runs):
         (["train", "digits", "--steps", "3", "--budget", "3m"], "got both --steps and --budget"),
         (["train", "digits", "--budget", "soon"], "got budget 'soon'"),
         (["train", "digits", "--batch-size", "0"], "batch_size=0"),
-        (["train", "digits", "--preset", "minst"], "unknown preset 'minst', expected one of digits, mnist, toy2d"),
+        (
+            ["train", "digits", "--preset", "minst"],
+            "unknown preset 'minst', expected one of digits, mnist, cifar10, toy2d, table, series",
+        ),
         (["train", "digits", "--config", "absent.toml"], "absent.toml cannot be read"),
         (["train", "digits", "--schedule", "CosinVP"], "did you mean 'CosineVP'?"),
         (["train", "digits", "--network", "Unet"], "did you mean 'UNet'?"),

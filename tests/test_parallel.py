@@ -32,7 +32,7 @@ from ornstein import cli, experiment
 from ornstein.parallel import join
 
 folder, group = Path(sys.argv[1]), join("cpu")
-experiment.create(options(), folder / "two", group).train(progress=False)
+experiment.create(options(accumulate=2), folder / "two", group).train(progress=False)
 if group.main:
     shutil.copytree(folder / "two", folder / "again")
     shutil.rmtree(folder / "again" / "checkpoints" / "step-00000008")
@@ -63,7 +63,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of two processes, the same resumed from its middle, samples by two, and the run of one process."""
+    """A run of two processes, each taking its share in two parts; the same resumed from its middle; samples by two; and the
+    run of one process."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "driver.py").write_text(DRIVER)
     done = subprocess.run(

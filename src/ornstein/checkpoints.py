@@ -71,7 +71,9 @@ class Model:
         return self.denoiser.parameters()
 
 
-def describe(denoiser: Denoiser, scaling: Scaling | TableScaling | None = None, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+def describe(
+    denoiser: Denoiser, scaling: Scaling | TableScaling | None = None, classes: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """What `rebuild` needs to make the same denoiser, as JSON. Raises `ConfigurationError` for parts that are the user's own."""
     network = getattr(denoiser.network, "spec", None)
     schedule = repr(denoiser.process.schedule)

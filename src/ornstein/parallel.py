@@ -41,7 +41,7 @@ class Group:
         return network if self.accelerator is None else self.accelerator.prepare_model(network)
 
     def holding(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
-        """A block whose backward passes keep their gradients to themselves, to be averaged by a later one."""
+        """A block whose forward and backward passes keep their gradients to themselves, to be averaged by a later one."""
         return nullcontext() if self.accelerator is None else self.accelerator.no_sync(wrapped)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Options:
 
     - images: Frechet distance, precision, recall, density and coverage on features of a classifier
     - any data: energy distance, sliced Wasserstein distance, median distance to the nearest training example
+    - tables and vectors: also the error of the correlations between columns
 
     For example:
     - ornstein evaluate runs/digits-1
@@ -88,11 +89,15 @@ def main(argv: list[str]) -> Outcome:
 
 def _check(dataset: "Dataset", model: "Model", own: bool) -> None:
     if model.scaling is None:
-        raise DataError(f"the model has no scaling, so {dataset.name} cannot be compared with; expected a run of `train`")
+        raise DataError(
+            f"the model has no scaling, so {dataset.name} cannot be compared with; expected a run of `train`"
+        )
     try:
         model.scaling.require_same(dataset.scaling)
     except DataError as error:
-        raise DataError(f"{dataset.name} is of another kind than the data that the run was trained on: {error}") from None
+        raise DataError(
+            f"{dataset.name} is of another kind than the data that the run was trained on: {error}"
+        ) from None
     if not own:
         say("note: these are not the data of the run, so the distance to the nearest training example says little")
 

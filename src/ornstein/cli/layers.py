@@ -12,7 +12,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from ornstein.config import GROUPS, PRESETS, RunOptions, preset, with_options
+from ornstein.config import GROUPS, RunOptions, preset, with_options
 from ornstein.errors import ConfigurationError, nearest
 
 NO_PRESET = "none"
@@ -82,7 +82,9 @@ def _preset_for(data: str) -> str:
 
     if data in TOYS:
         return "toy2d"
-    return "digits" if data == "digits" and data in PRESETS else NO_PRESET
+    if data.lower().endswith((".csv", ".csv.gz", ".parquet")) or any(Path(data).glob("*.parquet")):
+        return "table"
+    return "digits" if data == "digits" else NO_PRESET
 
 
 def _kinds() -> dict[str, Any]:

@@ -58,7 +58,9 @@ class Options:
 
     run: Positional[Path]
     """The run folder."""
-    out: Annotated[Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png, .csv or .npz, then -2, ..."))] = None
+    out: Annotated[
+        Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png, .csv or .npz, then -2, ..."))
+    ] = None
     """What to write, by its ending: .npz (`samples`, `labels`), .png (a grid), a folder (PNGs), .csv or .parquet (a table)."""
     overwrite: Annotated[bool, arg(**hint())] = False
     """Replace the file where it exists; a folder is never replaced."""

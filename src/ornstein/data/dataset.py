@@ -129,7 +129,7 @@ def assemble(
     if test is not None:
         skipped, notes = skipped + test.skipped, (*notes, *test.notes)
     if test is None:
-        part, test = _split(part, default_holdout if holdout is None else holdout, seed)
+        part, test = split(part, default_holdout if holdout is None else holdout, seed)
     elif holdout is not None:
         raise ConfigurationError(
             f"{part.source} has held-out data of its own, got holdout={holdout}; leave holdout out"
@@ -183,7 +183,11 @@ def class_index(classes: tuple[str, ...], name: str | int) -> int:
     raise ConfigurationError(f"no class {str(name)!r}{nearest(str(name), classes)}; the classes are {shown}")
 
 
-def _split(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+    """A part as training and held-out part: `fraction` of it, drawn by `seed`, each class in proportion, is held out.
+
+    Raises ConfigurationError unless 0 < fraction < 1, DataError where too few examples remain.
+    """
     if not 0 < fraction < 1:
         raise ConfigurationError(f"holdout={fraction}; expected the fraction to hold out of training, between 0 and 1")
     n = len(part.x)

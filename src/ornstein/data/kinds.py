@@ -156,7 +156,9 @@ class Category:
         if self.kind == "category":
             return pandas.Series(pandas.Categorical(values, categories=known), name=self.name)
         boolean = "bool" if len(known) == len(self.values) else "boolean"
-        dtype: Any = {"text": "str", "integer": "int64", "boolean": boolean}[self.kind]
+        # Before pandas 3 text was held as objects, and the type "str" made the missing the word "None".
+        words = "object" if pandas.__version__.startswith("2.") else "str"
+        dtype: Any = {"text": words, "integer": "int64", "boolean": boolean}[self.kind]
         return pandas.Series(values, name=self.name, dtype=dtype)
 
 

@@ -42,7 +42,9 @@ class ParquetSource:
 
     def __init__(self, path: Path, skip_bad: bool) -> None:
         require_pandas()
-        self.name, self.faults, self.notes = str(path), (), ()
+        self.name = str(path)
+        self.faults: tuple[Fault, ...] = ()
+        self.notes: tuple[str, ...] = ()
         files = sorted(p for p in path.iterdir() if _is_shard(p)) if path.is_dir() else [path]
         first: tuple[Path, pyarrow.Schema] | None = None
         self.shards: list[Shard] = []
@@ -63,9 +65,6 @@ class ParquetSource:
             raise DataError(f"{path}: none of its {len(files)} .parquet files can be read; expected whole ones")
         self._places = [(i, g) for i, shard in enumerate(self.shards) for g in range(len(shard.groups))]
         self.sizes = tuple(self.shards[i].groups[g] for i, g in self._places)
-
-    faults: tuple[Fault, ...]
-    notes: tuple[str, ...]
 
     def read(self, chunk: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Some columns of a row group. Raises DataError where its data are damaged."""
@@ -194,6 +193,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> tuple["pyarrow.Schema", tuple[int, ...]]:
+    """The schema of a file, without the row index of pandas, and the rows of its row groups."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _readable(path), pq.ParquetFile(path) as file:
@@ -201,8 +202,6 @@ def _open(path: Path) -> tuple["pyarrow.Schema", tuple[int, ...]]:
         schema = file.schema_arrow
         rows = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
     columns = [i for i, name in enumerate(schema.names) if not name.startswith(ROW_INDEX)]
-    import pyarrow as pa
-
     return pa.schema([schema.field(i) for i in columns]), rows
 
 

@@ -1,7 +1,8 @@
 """Tables -> `Dataset`: CSV files, Parquet files and folders of them, and pandas frames."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from ornstein.config import DataOptions
 from ornstein.data.columns import TableScaling
-from ornstein.data.dataset import Dataset, Part
-from ornstein.data.dataset import _split as split
+from ornstein.data.dataset import Dataset, Part, split
 from ornstein.data.frames import FrameSource, read_csv
 from ornstein.data.kinds import Category, Numeric
 from ornstein.data.parquet import ParquetSource, TableStream
@@ -126,26 +126,15 @@ class _Table:
 
     def dataset(self, name: str, stream: ParquetSource | None = None) -> Dataset:
         """Measure the columns, and read them, unless they are to be streamed from `stream`."""
-        survey, names = Survey(self.fields, self.n), [f.name for f in self.fields]
-        chunks = []
-        for chunk, first in enumerate(self.starts[:-1]):
-            rows = slice(first, first + self.source.sizes[chunk])
-            values = self._read(chunk, names)
-            for column, bad in infinite_rows(values, self.fields):
-                remedy = "expected finite numbers: repair them, leave them empty, or pass over such rows by --skip-bad"
-                self.faults.add(Fault(f"an infinite value in the column {column!r}", first + bad, remedy))
-            survey.add(values, ~self.faults.rows[rows], self.train[rows])
-            chunks += [] if stream is not None else [values]
+        survey, chunks = self._survey(keep=stream is None)
         label, parts = self._counted(), [np.flatnonzero(part & ~self.faults.rows) for part in (self.train, ~self.train)]
         if len(parts[0]) < 2 or not len(parts[1]):
             raise DataError(
                 f"{self.source.name}: {len(parts[0])} rows to train on and {len(parts[1])} held out are left; expected "
                 "at least 2 and 1"
             )
-        try:
+        with _named(self.source):
             scaling = survey.scaling(self.options.numeric == "quantile", label, self.place)
-        except DataError as error:
-            raise DataError(f"{self.source.name}: {error}") from None
         rows_of = [torch.from_numpy(part) for part in parts]
         if stream is not None:
             x: list[Tensor | TableStream] = [TableStream(stream, scaling, part) for part in rows_of]
@@ -156,6 +145,21 @@ class _Table:
         classes = () if label is None else tuple(map(str, label.values))
         notes = (_describe(scaling), *self.notes, *self.faults.notes())
         return Dataset(name, x[0], x[1], labels[0], labels[1], classes, scaling, notes, int(self.faults.rows.sum()))
+
+    def _survey(self, keep: bool) -> tuple[Survey, list[dict[str, np.ndarray]]]:
+        """The columns as measured in one pass over the chunks, and the chunks where they are to be kept."""
+        survey, names = Survey(self.fields, self.n), [f.name for f in self.fields]
+        chunks = []
+        for chunk, first in enumerate(self.starts[:-1]):
+            rows = slice(first, first + self.source.sizes[chunk])
+            values = self._read(chunk, names)
+            for column, bad in infinite_rows(values, self.fields):
+                remedy = "expected finite numbers: repair them, leave them empty, or pass over such rows by --skip-bad"
+                self.faults.add(Fault(f"an infinite value in the column {column!r}", first + bad, remedy))
+            with _named(self.source):
+                survey.add(values, ~self.faults.rows[rows], self.train[rows])
+            chunks += [values] if keep else []
+        return survey, chunks
 
     def _read(self, chunk: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Some columns of a chunk; one that cannot be read is passed over with `skip_bad`, and stands as missing."""
@@ -214,6 +218,15 @@ class _Table:
         held = np.zeros(self.n, dtype=bool)
         held[np.asarray(test.x)] = True
         return held
+
+
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """Put the name of the table before what is wrong with its columns."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source.name}: {error}") from None
 
 
 def _choose(source: Source, label: str) -> tuple[tuple[Field, ...], Field | None, int]:

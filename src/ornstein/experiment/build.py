@@ -167,7 +167,9 @@ def _check_changed(
     try:
         scaling.require_same(dataset.scaling)
         if list(dataset.classes) != classes:
-            raise DataError(f"{len(dataset.classes)} classes; expected the {len(classes)} of the run, by the same names")
+            raise DataError(
+                f"{len(dataset.classes)} classes; expected the {len(classes)} of the run, by the same names"
+            )
     except DataError as error:
         raise CheckpointError(
             f"the data in {config['options']['data']} are of another kind than those of the run {folder}: {error}"

@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ornstein.data.columns import TableScaling
 from ornstein.data.scaling import Scaling
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.metrics import distances
@@ -42,7 +43,7 @@ def evaluate(
     test: Tensor,
     train: Tensor,
     *,
-    scaling: Scaling | None = None,
+    scaling: Scaling | TableScaling | None = None,
     features: FeatureNet | None = None,
     seed: int = 0,
     splits: int = 10,
@@ -69,7 +70,11 @@ def evaluate(
     x, y, z = (distances.matrix(x, name, NEIGHBOURS + 1) for x, name in zip(scaled, sets, strict=True))
     draws = _Draws(len(samples), len(test), len(train), splits, seed)
     net, notes = _feature_net(scaled[0], scaling, features)
-    measures = [] if net is None or scaling is None else _on_features(list(sets.values()), scaling, net, draws)
+    measures = (
+        []
+        if net is None or not isinstance(scaling, Scaling)
+        else _on_features(list(sets.values()), scaling, net, draws)
+    )
     measures += _on_values(x, y, z, draws, seed, scaled[0].ndim == 2 and x.shape[1] in COLUMNS)
     if net is not None and min(len(samples), len(test), len(train)) <= WIDTH:
         notes.append(f"Frechet distance: covariances of {WIDTH} features are singular at n <= {WIDTH}; read the ratio")
@@ -130,16 +135,16 @@ def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int, column
     rows = [_measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(figures, model, real, strict=True)]
     medians = []
     for values, subsets in ((x, draws.samples), (y, draws.test)):
-        # Each distance belongs to one example, so those of 2 n examples serve every split.
+        # Each distance belongs to one example, so those of 2 n examples serve every split; where n is small, of more.
         pool = torch.cat(subsets).unique()
-        pool = pool[torch.randperm(len(pool), generator=draws.generator)[: 2 * draws.n]]
+        pool = pool[torch.randperm(len(pool), generator=draws.generator)[: max(2 * draws.n, LARGEST)]]
         nearest = distances.nearest_distances(values[pool], z)
         medians.append([float(nearest[part].median()) for part in draws.subsets(len(pool), draws.n)])
     return [*rows, _measure("nearest_training", medians[0], medians[1], draws.n, len(z), "near 1")]
 
 
 def _feature_net(
-    samples: Tensor, scaling: Scaling | None, features: FeatureNet | None
+    samples: Tensor, scaling: Scaling | TableScaling | None, features: FeatureNet | None
 ) -> tuple[FeatureNet | None, list[str]]:
     """The classifier for these data, if one applies, and notes on that; a classifier asked for in vain is an error."""
     notes: list[str] = []

@@ -87,9 +87,9 @@ class Run:
         for k in range(parts):
             rows = range(len(x0) * k // parts, len(x0) * (k + 1) // parts)
             part = slice(rows.start, rows.stop)
-            loss = self._forward(x0[part], None if cond is None else cond[part], rows)
-            self._backward(loss, last=k == parts - 1)
-            losses.append(loss)
+            with nullcontext() if k == parts - 1 else self.group.holding(self.trained.network):
+                losses.append(self._forward(x0[part], None if cond is None else cond[part], rows))
+                self._backward(losses[-1])
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
         mean = torch.stack([loss.per_example.detach().sum() for loss in losses]).sum() / options.batch_size
         asked = mean.new_tensor(float(self.asked_to_stop))
@@ -116,11 +116,9 @@ class Run:
         with autocast(self.precision, self.device):
             return self.objective(self.trained, x0, cond, rng, keep)
 
-    def _backward(self, loss: Loss, last: bool) -> None:
-        """Add the gradient of the sum over all examples / batch_size; `last` shares it among the processes."""
-        group, total = self.group, loss.per_example.sum() * (self.group.size / self.options.batch_size)
-        with nullcontext() if last else group.holding(self.trained.network):
-            total.backward()
+    def _backward(self, loss: Loss) -> None:
+        """Add the gradient of these losses' share of the mean; the processes' are averaged, so each counts `size` times."""
+        (loss.per_example.sum() * (self.group.size / self.options.batch_size)).backward()
 
     def _update(self, rate: float, too_long: Tensor | None) -> None:
         """Change the weights, by the gradient, cut to the longest allowed where its norm is `too_long`."""
