@@ -3,8 +3,9 @@
 python benchmarks/trainer.py ../shared/data/mnist.npz --preset mnist
 
 The trainer runs as `ornstein train` does (data, noise, averages, clipping, log; validation, grids and checkpoints off); the
-bare loop does forward, backward and AdamW on one batch held ready. Rounds alternate in one process; figures are medians.
-Memory is the largest resident size, once the data are read, of a process of its own for each (Linux).
+bare loop does forward, backward and AdamW on one batch held ready. Blocks of a few steps of either alternate in one process,
+for speed on a shared machine drifts; the ratio is the median over neighbouring blocks. Memory is the largest resident size,
+once the data are read, of a process of its own for each (Linux).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +27,6 @@ from ornstein.devices import autocast
 from ornstein.experiment import Experiment
 
 OFF = {"validate_every": 0, "grid_every": 0, "save_every": 0, "log_every": 50, "budget": None}
-WARMUP = 5
 
 
 def prepare(data: str, name: str, steps: int, folder: Path) -> Experiment:
@@ -34,44 +35,51 @@ def prepare(data: str, name: str, steps: int, folder: Path) -> Experiment:
     return experiment.create(options, folder)
 
 
-def trainer(made: Experiment) -> float:
-    """Images a second of the trainer, from the end of one step to the end of the last."""
-    step, ends = made.run.step, []
-
-    def timed(*args):
-        record = step(*args)
-        ends.append(time.perf_counter())
-        return record
-
-    made.run.step = timed
-    made.train(progress=False)
-    return made.options.training.batch_size * (len(ends) - WARMUP) / (ends[-1] - ends[WARMUP - 1])
-
-
-def bare(made: Experiment, steps: int) -> float:
-    """Images a second of forward, backward and optimiser alone."""
+def bare_step(made: Experiment) -> Callable[[], None]:
+    """A step of forward, backward and optimiser alone, with an experiment's network, batch size and precision."""
     run, size = made.run, made.options.training.batch_size
-    network = run.denoiser.network
+    network = run.denoiser.network.train()
     x0, cond = next(made.data())
-    x_t, time_seen, target = torch.randn_like(x0), torch.randn(size, device=run.device), torch.randn_like(x0)
+    x_t, seen, target = torch.randn_like(x0), torch.randn(size, device=run.device), torch.randn_like(x0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    network.train()
-    for k in range(steps):
-        if k == WARMUP:
-            began = time.perf_counter()
+
+    def step() -> None:
         with autocast(run.precision, run.device):
-            output = network(x_t, time_seen) if cond is None else network(x_t, time_seen, cond)
+            output = network(x_t, seen) if cond is None else network(x_t, seen, cond)
         loss = (output.float() - target).square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         loss.item()
-    return size * (steps - WARMUP) / (time.perf_counter() - began)
+
+    return step
 
 
-def peak(data: str, name: str, steps: int, which: str) -> float:
+def compare(made: Experiment, bare: Callable[[], None], block: int) -> tuple[list[float], list[float]]:
+    """Seconds of blocks of the trainer's steps, reports between them included, and of blocks of bare steps after each."""
+    step, ours, theirs = made.run.step, [], []
+    clock = time.perf_counter()
+
+    def timed(*args):
+        nonlocal clock
+        record = step(*args)
+        if record.count % block == 0:
+            ours.append(time.perf_counter() - clock)
+            clock = time.perf_counter()
+            for _ in range(block):
+                bare()
+            theirs.append(time.perf_counter() - clock)
+            clock = time.perf_counter()
+        return record
+
+    made.run.step = timed
+    made.train(progress=False)
+    return ours[1:], theirs[1:]  # the first ones prepare kernels
+
+
+def peak(data: str, name: str, which: str) -> float:
     """MiB of the largest resident size of a process that runs one of the two."""
-    command = [sys.executable, __file__, data, "--preset", name, "--steps", str(steps), "--peak-of", which]
+    command = [sys.executable, __file__, data, "--preset", name, "--peak-of", which]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -79,28 +87,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--preset", default="mnist")
-    parser.add_argument("--steps", type=int, default=40, help="in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--block", type=int, default=8, help="steps in a block")
+    parser.add_argument("--rounds", type=int, default=40, help="blocks of each")
     parser.add_argument("--peak-of", choices=["trainer", "bare"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if given.peak_of:
-            made = prepare(given.data, given.preset, given.steps, Path(scratch) / "run")
+            made = prepare(given.data, given.preset, 10, Path(scratch) / "run")
             Path("/proc/self/clear_refs").write_text("5")  # the peak of reading the data does not count
-            _ = trainer(made) if given.peak_of == "trainer" else bare(made, given.steps)
-            status = Path("/proc/self/status").read_text()
-            print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+            if given.peak_of == "trainer":
+                made.train(progress=False)
+            else:
+                step = bare_step(made)
+                for _ in range(10):
+                    step()
+            print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
             return
-        ours, theirs = [], []
-        for k in range(given.rounds):
-            made = prepare(given.data, given.preset, given.steps, Path(scratch) / f"run-{k}")
-            theirs.append(bare(made, given.steps))
-            ours.append(trainer(prepare(given.data, given.preset, given.steps, Path(scratch) / f"trained-{k}")))
-            print(f"round {k}: trainer {ours[-1]:.1f}, bare loop {theirs[-1]:.1f} images/s", flush=True)
-        print(f"{made.describe()}")
-        ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
-        print(f"trainer {median(ours):.1f} images/s, bare loop {median(theirs):.1f}; median ratio {ratio:.3f}")
-        a, b = (peak(given.data, given.preset, 10, which) for which in ("trainer", "bare"))
+        made = prepare(given.data, given.preset, given.block * (given.rounds + 1), Path(scratch) / "run")
+        other = prepare(given.data, given.preset, given.block, Path(scratch) / "other")
+        ours, theirs = compare(made, bare_step(other), given.block)
+        images = given.block * made.options.training.batch_size
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        print(made.describe())
+        print(f"trainer {images / median(ours):.1f} images/s, bare loop {images / median(theirs):.1f} (medians)")
+        middle = sorted(ratios)[len(ratios) // 4], sorted(ratios)[-1 - len(ratios) // 4]
+        print(f"trainer / bare loop: {median(ratios):.3f} (median of {len(ratios)}; quartiles {middle[0]:.3f}, {middle[1]:.3f})")
+        a, b = (peak(given.data, given.preset, which) for which in ("trainer", "bare"))
         print(f"peak memory: trainer {a:.0f} MiB, bare loop {b:.0f} MiB; ratio {a / b:.3f}")
 
 

@@ -77,6 +77,7 @@ class Group:
 
     def leave(self) -> None:
         """Take leave of the others; nothing can be shared afterwards."""
+        self.wait()  # one that closes its connections while another still reads from them would look lost
         if self.accelerator is not None:
             self.accelerator.end_training()
 
