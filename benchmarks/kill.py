@@ -5,8 +5,8 @@ python benchmarks/kill.py --streaming   # the same, with pictures read from disk
 """
 
 import argparse
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +38,18 @@ def result(folder: Path) -> tuple[bytes, list[str]]:
     return b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors)) + str(counters).encode(), kept
 
 
+def killed(train: list[str], folder: Path, moments: random.Random, took: float) -> float:
+    """Start a run and kill it at a random moment of its life; returns the moment. One that had not begun is tried again."""
+    while True:
+        with subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            moment = moments.uniform(0.0, took)
+            time.sleep(moment)
+            process.send_signal(signal.SIGKILL)
+        if (folder / "config.json").exists():
+            return moment
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=20, help="runs that are killed")
@@ -58,16 +70,7 @@ def main() -> None:
         same = 0
         for i in range(given.n):
             folder = Path(scratch) / f"killed-{i}"
-            with subprocess.Popen(
-                [*command(data, folder, given.steps), *extra], start_new_session=True, **quiet
-            ) as process:
-                moment = moments.uniform(0.3 * took, took)  # what comes before is importing: there is no run yet
-                time.sleep(moment)
-                os.killpg(process.pid, signal.SIGKILL)
-            if not (folder / "config.json").exists():
-                print(f"{i:3}: killed at {moment:5.2f} s, before the run folder was made", flush=True)
-                same += 1
-                continue
+            moment = killed([*command(data, folder, given.steps), *extra], folder, moments, took)
             saved = [place.name for place in checkpoints.checkpoints(folder)]
             resume = [sys.executable, "-m", "ornstein", "train", "--resume", str(folder)]
             done = subprocess.run(resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

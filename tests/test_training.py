@@ -21,6 +21,7 @@ from ornstein.config import RunOptions, TrainingOptions, with_options
 from ornstein.errors import CheckpointError, ConfigurationError, DataError, NumericalError
 from ornstein.files import held
 from ornstein.noise import Noise, fold
+from ornstein.parallel import Group
 from ornstein.plots.grids import image_folder
 from ornstein.training import Batches, Run, train
 
@@ -547,8 +548,92 @@ def test_a_picture_that_goes_bad_on_the_way_stops_training_with_its_state_saved(
     assert checkpoints.checkpoints(tmp_path / "run")
 
 
-def test_two_processes_cannot_train_the_same_run_at_once(tmp_path):
+def test_two_processes_cannot_train_the_same_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("ornstein.files.PATIENCE", 0.0)
     made = experiment.create(options(steps=3), tmp_path / "run")
     with held(tmp_path / "run"), pytest.raises(ConfigurationError, match="in use by another process"):
         made.train(progress=False)
     assert made.train(progress=False)["steps"] == 3
+
+
+def test_a_run_of_an_older_version_is_an_error_in_one_line(tmp_path):
+    made = experiment.create(options(steps=1), tmp_path / "run")
+    made.train(progress=False)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["options"]["reading"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for action in (orn.load, experiment.resume):
+        with pytest.raises(CheckpointError, match="another version"):
+            action(tmp_path / "run")
+
+
+def test_resume_leaves_a_run_alone_that_another_process_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("ornstein.files.PATIENCE", 0.0)
+    experiment.create(options(steps=2), tmp_path / "run").train(progress=False)
+    live = tmp_path / "run" / "checkpoints" / ".step-00000009.0123abcd.tmp"
+    live.mkdir()
+    with open(tmp_path / "run" / "log.jsonl", "a") as file:
+        file.write('{"step": 3}\n')
+    with held(tmp_path / "run"), pytest.raises(ConfigurationError, match="in use by another process"):
+        experiment.resume(tmp_path / "run")
+    assert live.exists()
+    assert lines(tmp_path / "run")[-1] == {"step": 3}
+
+
+def test_of_two_runs_begun_in_one_folder_the_second_is_refused(tmp_path):
+    first, second = (experiment.prepare(options(steps=2, seed=k), tmp_path / "run") for k in (0, 1))
+    assert first.options != second.options
+    experiment.create(options(steps=2), tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ornstein.experiment.creation.prepare", lambda *args: second)  # it looked before the first was made
+        with pytest.raises(ConfigurationError, match="exists already"):
+            experiment.create(options(steps=2, seed=1), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_run_killed_before_its_configuration_leaves_a_name_that_is_free(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.0123abcd.tmp.json").write_text("half")
+    assert experiment.create(options(steps=1), tmp_path / "run").train(progress=False)["steps"] == 1
+
+
+def test_a_grid_that_cannot_be_drawn_does_not_stop_training(tmp_path, monkeypatch, capfd):
+    def fails(*args, **kwargs):
+        raise NumericalError("sampling left the finite numbers")
+
+    monkeypatch.setattr("ornstein.experiment.experiment.sample", fails)
+    made = experiment.create(options(steps=2, grid_every=1), tmp_path / "run")
+    assert made.train(progress=False)["stopped"] == "finished"
+    assert re.search(r"step 1: the sample grid .*left the finite numbers.*training goes on", capfd.readouterr().err)
+
+
+def test_an_energy_is_trained_twice():
+    """Its score needs a graph in training: also in a denoiser that an earlier training left in evaluation mode."""
+
+    class Energy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x, time):
+            return 0.5 * self.w * x.square().flatten(1).sum(1)
+
+    denoiser, data = orn.Denoiser(Energy(), orn.Gaussian(orn.LinearVP()), "energy"), torch.randn(64, 2)
+    for _ in range(2):
+        before = denoiser.network.w.item()
+        list(train(denoiser, data, steps=2, batch_size=16))
+        assert denoiser.network.w.item() != before
+
+
+def test_validation_draws_no_more_noise_than_it_needs_and_is_shared_out(tmp_path):
+    """The shares of three processes sum to the loss of one, and one of more processes than examples has nothing to do."""
+    made = experiment.create(options(steps=1), tmp_path / "run")
+    whole = made._held_out_loss(0.05)
+    total, n = 0.0, len(made.dataset.test)
+    for rank in range(3):
+        made.run.group = Group(rank, 3)
+        total += made._held_out_loss(0.05)
+    assert total == pytest.approx(whole, rel=1e-5)
+    made.run.group = Group(0, 10 * n)
+    assert made._held_out_loss(0.05) == 0.0

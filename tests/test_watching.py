@@ -20,6 +20,7 @@ import torch
 from ornstein import logs
 from ornstein.cli import COMMANDS, main
 from ornstein.cli import watch as command
+from ornstein.config import GROUPS
 from ornstein.errors import CheckpointError, ConfigurationError
 from ornstein.plots.terminal import Style, chart, moving_mean, table
 from ornstein.watching import Quiet, TensorBoard, WeightsAndBiases, open_watchers
@@ -289,6 +290,9 @@ def test_a_disk_that_fills_up_switches_tensorboard_off_in_one_line(tmp_path, cap
 # Weights & Biases: the calls that were tried by hand on wandb 0.31.0
 
 
+OPTIONS: dict[str, dict] = {group: {} for group in GROUPS}
+
+
 @pytest.fixture
 def wandb(monkeypatch):
     """A module that takes the calls of wandb and notes them."""
@@ -441,7 +445,7 @@ def run(tmp_path):
     """The folder of a run of 1000 steps of 20 examples, of which 100 are made."""
     folder = tmp_path / "digits-1"
     folder.mkdir()
-    config = {"options": {"training": {"batch_size": 20}}, "model": {}, "total": 1000}
+    config = {"options": {**OPTIONS, "training": {"batch_size": 20}}, "model": {}, "total": 1000}
     (folder / "config.json").write_text(json.dumps(config))
     for step in range(5, 101, 5):
         logs.append(folder, line(step))
@@ -493,7 +497,7 @@ def test_watch_gives_the_curves_as_json(watch, run):
 def test_several_runs_share_the_charts(watch, run, tmp_path):
     other = tmp_path / "digits-2"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"options": {}, "model": {}, "total": 40}))
+    (other / "config.json").write_text(json.dumps({"options": OPTIONS, "model": {}, "total": 40}))
     status, out, _ = watch(run, other)
     assert status == 0
     assert out.splitlines()[-1].startswith("digits-2: nothing in log.jsonl yet")

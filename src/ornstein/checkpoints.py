@@ -2,14 +2,14 @@
 
     RUN/config.json                               what the model is: options, data, scaling, network, process
     RUN/checkpoints/step-00001000/weights.safetensors    network, averages, optimiser
-    RUN/checkpoints/step-00001000/state.json             counters, the sum of the weights file, the configuration again
+    RUN/checkpoints/step-00001000/state.json             counters, and the sums by which both files are checked
 
 A folder is written under a temporary name and renamed, so a checkpoint is either there in full or not there.
 """
 
 import hashlib
 import json
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from ornstein.data import Scaling, TableScaling, read_scaling
 from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, OrnsteinError
-from ornstein.files import atomic_write
+from ornstein.files import atomic_write, discard
 from ornstein.logs import CONFIG, read_config
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.schedules.base import Schedule, Time
@@ -143,8 +143,9 @@ def save(folder: Path, tensors: dict[str, Tensor], counters: dict[str, Any], kee
         whole = f"{kept[-1].name} and those before it are whole" if kept else "there is none before it"
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path.name} could not be written to {path.parent} ({reason}); {whole}") from None
-    for old in checkpoints(folder)[: -max(1, keep)]:
-        shutil.rmtree(old)
+    with suppress(OSError):  # what cannot be removed takes room, and harms nothing
+        for old in checkpoints(folder)[: -max(1, keep)]:
+            discard(old)
     return path
 
 

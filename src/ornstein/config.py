@@ -102,7 +102,7 @@ class ReportOptions:
     keep: int = 2
     """How many checkpoints are kept, the newest."""
     watch: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the curves and grids go beside log.jsonl: tensorboard (RUN/tensorboard), wandb (offline unless logged in)."""
+    """Where the curves and grids go beside log.jsonl: tensorboard (RUN/tensorboard), wandb (offline unless WANDB_MODE=online)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class RunOptions:
     """Everything a run is made from, saved in its config.json."""
 
     data: str
-    """What to train on: digits, a toy (gaussians, rings, ...), a .npy or .npz file, a folder or a .zip of images."""
+    """What to train on: digits, a toy (rings, ...), an .npz, .csv or .parquet file, a folder or .zip of images, hf:NAME."""
     reading: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
@@ -170,6 +170,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Named settings: the options in which each differs from the defaults."""
+
+TABLES = (".csv", ".csv.gz", ".parquet")
+"""What the names of tables end in."""
 
 GROUPS = ("reading", "model", "objective", "training", "report")
 

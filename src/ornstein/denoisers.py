@@ -81,7 +81,11 @@ class Denoiser(nn.Module):
                 alpha, sigma, _ = self.process.level(t, x_t)
                 x = x if self.process.base is None else x - self.process.base.mean.to(x)
                 x = x / ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5
-            time = self.time(torch.as_tensor(t, dtype=torch.float64)).expand(len(x)).to(x.device, torch.float32)
+            time = (
+                self.time(torch.as_tensor(t, dtype=torch.float64))
+                .expand(len(x))
+                .to(x.device, torch.float32, non_blocking=x.is_cuda)
+            )
             output = self.network(x, time) if cond is None else self.network(x, time, cond, keep)
             if energy:
                 output = -torch.autograd.grad(output.sum(), seen, create_graph=self.training)[0]

@@ -30,8 +30,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 def reason(asked: str, precision: str, device: torch.device) -> str:
     """Why `resolve_precision` chose, as a remark in brackets, or "" where it was asked for."""
-    if asked != "auto":
-        return ""
+    if asked != "auto" or device.type == "mps":
+        return " (auto: not tried in bfloat16)" if asked == "auto" else ""
     has = {"bfloat16": "has", "float32": "has no"}[precision]
     return f" (auto: this {'processor' if device.type == 'cpu' else 'device'} {has} bfloat16 units)"
 

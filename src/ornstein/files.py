@@ -4,11 +4,15 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ornstein.errors import ConfigurationError
+
+LOCK = ".lock"
+PATIENCE = 8.0  # seconds: a killed process's readers keep its lock until they notice, which takes them up to 5
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.is_dir() and any(path.iterdir()):
         raise ConfigurationError(f"{path} is a folder that exists already and is not empty; give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         yield temporary
         # Without this, a power cut after the rename could leave a file of the right name and no content.
@@ -35,7 +39,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             if written.is_file():
                 with open(written, "rb+") as file:
                     os.fsync(file.fileno())
+            elif written.is_dir():
+                _flush_folder(written)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -54,22 +61,57 @@ def held(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows has no such locks
         yield
         return
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                f"{folder} is in use by another process; wait until it ends, or give another folder"
-            ) from None
+    with open(folder / LOCK, "w") as file:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                raise ConfigurationError(
+                    f"{folder} is in use by another process; wait until it ends, or give another folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            break
         yield
 
 
+def discard(path: Path) -> None:
+    """Remove a folder so that it is there in full or not at all, whatever stops the removal."""
+    doomed = _temporary(path)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path is a lock, or what a killed process left half written or half removed."""
+    return path.name == LOCK or re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?", path.name) is not None
+
+
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written by `atomic_write` in a folder and below."""
+    """Remove what a killed process left half written, or half removed, in a folder and below."""
     for path in sorted(folder.rglob(".*.tmp*")):
-        if not re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?", path.name):
+        if not is_leftover(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside a path, with its suffix, that `sweep` knows."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the names in a folder to disk, where the system lets folders be opened for that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -8,10 +8,12 @@ A line of the log is one JSON object with the step it was written at, such as
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ornstein.config import GROUPS as OPTIONS
 from ornstein.errors import CheckpointError
 from ornstein.files import atomic_write
 
@@ -39,6 +41,8 @@ def append(folder: Path | str, line: dict[str, Any]) -> None:
         # A line cut short by a full disk would swallow this one.
         whole = file.tell() == 0 or (file.seek(-1, 2), file.read(1))[1] == b"\n"
         file.write((b"" if whole else b"\n") + json.dumps(line).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint that survives a power cut has its log
 
 
 def cut(folder: Path | str, step: int) -> None:
@@ -95,8 +99,8 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text())
-        if not {"options", "model"} <= config.keys():
-            raise ValueError("it lacks options or model")
+        if not {"options", "model"} <= config.keys() or not set(OPTIONS) <= config["options"].keys():
+            raise ValueError("it lacks options or model, or is of another version of ornstein")
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"no {CONFIG} in {folder}; expected the folder of a run, as `ornstein train` makes it"

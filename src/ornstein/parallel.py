@@ -7,13 +7,14 @@ draws and what is saved are ornstein's, so that a run means the same on any numb
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ornstein.devices import pick_device
 from ornstein.errors import ConfigurationError, DistributedError, OrnsteinError
 
 T = TypeVar("T")
@@ -64,11 +65,9 @@ class Group:
 
         return gather_object([value])
 
-    def first(self, action: Callable[[], T]) -> T | None:
-        """Do something in the main process alone, while the others wait for it."""
-        done = action() if self.main else None
-        self.wait()
-        return done
+    def device(self, name: str) -> torch.device:
+        """Where this process computes: the launcher's choice among several processes, else the device of that name."""
+        return pick_device(name) if self.accelerator is None else torch.device(self.accelerator.device)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -77,9 +76,11 @@ class Group:
 
     def leave(self) -> None:
         """Take leave of the others; nothing can be shared afterwards."""
-        self.wait()  # one that closes its connections while another still reads from them would look lost
-        if self.accelerator is not None:
-            self.accelerator.end_training()
+        if self.accelerator is None:
+            return
+        with suppress(RuntimeError):  # all is done, and one that was lost on the way here changes nothing
+            self.wait()  # one that closes its connections while another still reads from them would look lost
+        self.accelerator.end_training()
 
 
 @contextmanager
@@ -113,4 +114,9 @@ def join(device: str = "auto") -> Group:
         ) from None
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # the precision is ours, by torch.autocast
+    if accelerator.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise ConfigurationError(
+            f"got WORLD_SIZE={os.environ['WORLD_SIZE']} and no sign of a launcher (LOCAL_RANK); start the processes by "
+            "torchrun or accelerate launch"
+        )
     return Group(accelerator.process_index, accelerator.num_processes, accelerator)

@@ -1,13 +1,14 @@
 """`ornstein evaluate`: draw samples from a run, or read them, and measure them against held-out data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.cli.sample import SamplingOptions, draw, is_conditional
+from ornstein.cli.samples import read
 from ornstein.config import DataOptions
 from ornstein.errors import ConfigurationError, DataError
 
@@ -42,8 +43,8 @@ class Options:
     """How many samples."""
     data: Annotated[str | None, arg(metavar="DATA", **hint("default: the data of the run"))] = None
     """What to compare with, named as in training."""
-    samples: Annotated[Path | None, arg(metavar="FILE.npz", **hint())] = None
-    """Measure the array `samples` of this file, from `ornstein sample`, in place of fresh samples."""
+    samples: Annotated[Path | None, arg(metavar="FILE", **hint())] = None
+    """Measure what `ornstein sample` wrote to this file (.npz, or a table), in place of fresh samples."""
     features: Annotated[Path | None, arg(metavar="FILE", **hint("default: the one shipped, for grey images"))] = None
     """The classifier in whose features images are compared, a .safetensors file of benchmarks/train_classifier.py."""
     json: Annotated[bool, arg(**hint())] = False
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> Outcome:
     features = None if options.features is None else load_features(options.features)
     config = model.config["options"]
     source = options.data or config["data"]
-    dataset = load_dataset(source, seed=config["training"]["seed"], options=DataOptions(**config["reading"]))
+    dataset = load_dataset(source, seed=config["training"]["seed"], options=reading(config["reading"], options.data))
     own = dataset.fingerprint == model.config["data"]["fingerprint"]
     _check(dataset, model, own)
     drawn, calls = _samples(options, model, dataset)
@@ -87,6 +88,17 @@ def main(argv: list[str]) -> Outcome:
     return Outcome(result, f"{options.run}, step {model.step}, against {source}; {how}\n{report}", options.json)
 
 
+def reading(saved: dict[str, Any], other: str | None) -> DataOptions:
+    """How the data are read: as in training; of other data, what was said of that run's own data does not hold."""
+    from ornstein.data.load import has_columns
+
+    own = DataOptions(**saved)
+    if other is None:
+        return own
+    label = own.label if has_columns(other) else ""
+    return replace(own, stream="auto", holdout=None, label=label, numeric="standardise")
+
+
 def _check(dataset: "Dataset", model: "Model", own: bool) -> None:
     if model.scaling is None:
         raise DataError(
@@ -108,7 +120,8 @@ def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Ten
 
     held = len(dataset.test)
     if options.samples is not None:
-        x = _read(options.samples, model)
+        assert model.scaling is not None
+        x = read(options.samples, model.scaling)
         if options.n is not None and options.n > len(x):
             raise ConfigurationError(f"got -n {options.n}, expected at most the {len(x)} samples of {options.samples}")
         return x[: options.n], None
@@ -136,27 +149,3 @@ def _whole(part: "Tensor | Stream", called: str) -> "Tensor":
     if len(part) > IN_MEMORY:
         say(f"note: {IN_MEMORY} of the {len(part)} {called} examples, evenly spread, stand for all of them")
     return part[spread(len(part), IN_MEMORY)]
-
-
-def _read(path: Path, model: "Model") -> "Tensor":
-    """The array `samples` of a file, of the shape and type of the model's samples."""
-    import zipfile
-
-    import numpy as np
-    import torch
-
-    assert model.scaling is not None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            samples = torch.from_numpy(file["samples"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} has no array 'samples' ({error}); expected an .npz file of `ornstein sample`"
-        ) from None
-    got, expected = str(samples.dtype).removeprefix("torch."), model.scaling.dtype
-    if tuple(samples.shape[1:]) != model.scaling.raw_shape or got != expected:
-        raise DataError(
-            f"{path} holds {got} samples of shape {tuple(samples.shape[1:])}, expected {model.scaling.dtype} of "
-            f"{model.scaling.raw_shape}, as this run makes them"
-        )
-    return samples

@@ -98,6 +98,8 @@ def _classes(names: list[str]) -> str:
 def _scaling(scaling: dict[str, Any] | None) -> str:
     if scaling is None:
         return "none"
+    if scaling["layout"] == "table":
+        return f"a table of {len(scaling['columns'])} columns, each by its own"
     shift, scale = scaling["shift"], scaling["scale"]
     numbers = "per feature" if len(shift) > 1 else f"(raw - {shift[0]:.4g}) * {scale[0]:.4g}"
     values = f"{scaling['levels']} levels" if scaling["levels"] else scaling["dtype"]

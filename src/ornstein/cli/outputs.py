@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ornstein.config import TABLES
 from ornstein.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ornstein.checkpoints import Model
 
 LARGEST_ROW = 20  # pictures in a row of a grid with a column a class
-KINDS = {".npz": "arrays", ".png": "grid", ".csv": "table", ".csv.gz": "table", ".parquet": "table"}
+KINDS = {".npz": "arrays", ".png": "grid", **dict.fromkeys(TABLES, "table")}
 USUAL = {"image": ".png", "table": ".csv", "array": ".npz"}
 FITTING = {
     "image": "FILE.npz, FILE.png or a folder, a name without an ending",
@@ -24,6 +25,10 @@ FITTING = {
 def destination(out: Path | None, run: Path, model: "Model", overwrite: bool) -> Path:
     """Where to write. Raises `ConfigurationError`, before anything is drawn, where that cannot be."""
     data = _data(model)
+    if data == "table" and (out is None or _kind(out) == "table"):
+        from ornstein.data.columns import require_pandas
+
+        require_pandas()
     if out is None:
         count = 1
         while (path := run / f"samples-{count}{USUAL[data]}").exists():

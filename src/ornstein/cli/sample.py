@@ -1,5 +1,6 @@
 """`ornstein sample`: draw samples from a run and write them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,6 @@ from ornstein.cli.outputs import destination, write
 from ornstein.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ornstein.checkpoints import Model
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> Outcome:
     from ornstein.parallel import join, together
 
     group = join(options.sampling.device)
-    model = checkpoints.load(options.run, place(options.sampling, group), options.sampling.ema)
+    model = checkpoints.load(options.run, group.device(options.sampling.device), options.sampling.ema)
     path = group.same(destination(options.out, options.run, model, options.overwrite))
     labels = _labels(options, model, path)
     with together(group, lambda: f"No file was written; start again to have {path}"):
@@ -109,13 +109,6 @@ def main(argv: list[str]) -> Outcome:
     return Outcome(result, text, options.json)
 
 
-def place(options: SamplingOptions, group: "Group") -> "torch.device":
-    """Where this process samples: the launcher's choice among several, else that of the options."""
-    from ornstein.devices import pick_device
-
-    return pick_device(options.device) if group.size == 1 else group.accelerator.device
-
-
 def draw(
     model: "Model", options: SamplingOptions, n: int, labels: "Tensor | None", group: "Group | None" = None
 ) -> "Samples":
@@ -131,41 +124,56 @@ def draw(
 
     from ornstein.devices import autocast, resolve_precision
     from ornstein.parallel import Group
-    from ornstein.samplers import Sampler, Samples, sample
+    from ornstein.samplers import Sampler, Samples
     from ornstein.specs import construct
 
     sampler = construct(options.sampler, Sampler)
     grid = _grid(model, sampler, options)
     group, size = group or Group(), options.batch_size
     device, began, parts, calls = next(iter(model.parameters())).device, time.perf_counter(), [], 0
-    # The bar counts states by the hook meant for trajectories, whose values (one empty row each) weigh nothing.
-    total, hidden = -(-n // (size * group.size)) * len(grid), None if group.main else True
+    rounds = range(0, n, size * group.size)
     with (
-        tqdm(total=total, unit="step", leave=False, disable=hidden) as bar,
+        tqdm(total=len(rounds) * len(grid), unit="step", leave=False, disable=None if group.main else True) as bar,
         autocast(resolve_precision(options.precision, device), device),
     ):
-
-        def follow(t: float, x: "Tensor") -> "Tensor":
-            bar.update(1)
-            return x.new_empty(0)
-
-        for begin in range(0, n, size * group.size):
-            first = begin + size * group.rank
-            rows = slice(first, max(first, min(first + size, n)))
-            drawn = sample(
-                model,
-                sampler,
-                n=rows.stop - rows.start,
-                grid=grid,
-                cond=None if labels is None else labels[rows],
-                seed=options.seed,
-                first=first,
-                batch_size=size,
-                trajectory=follow,
-            )
+        for begin in rounds:
+            first = min(n, begin + size * group.rank)
+            rows = range(first, min(n, first + size))
+            drawn = _batch(model, sampler, grid, options.seed, rows, labels, bar.update)
             calls = max(calls, drawn.calls)
             parts += [part for part in group.all(drawn.x.cpu()) if len(part) and group.main]
     return Samples(torch.cat(parts) if parts else drawn.x.cpu(), calls, time.perf_counter() - began)
+
+
+def _batch(
+    model: "Model",
+    sampler: Any,
+    grid: "Tensor",
+    seed: int,
+    rows: range,
+    labels: "Tensor | None",
+    advance: Callable[[int], Any],
+) -> "Samples":
+    """Some of the samples of a seed, in one batch; `advance` is told of each state of the loop."""
+    from ornstein.samplers import sample
+
+    def follow(t: float, x: "Tensor") -> "Tensor":
+        advance(1)
+        return x.new_empty(0)  # the hook is meant for trajectories: one empty row a state weighs nothing
+
+    cond = None if labels is None else labels[rows.start : rows.stop]
+    size = max(1, len(rows))
+    return sample(
+        model,
+        sampler,
+        n=len(rows),
+        grid=grid,
+        cond=cond,
+        seed=seed,
+        first=rows.start,
+        batch_size=size,
+        trajectory=follow,
+    )
 
 
 def is_conditional(model: "Model") -> bool:

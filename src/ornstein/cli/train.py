@@ -38,11 +38,11 @@ class Options:
     """
 
     data: Annotated[Positional[str | None], arg(**hint("left out with --resume"))] = None
-    """What to train on: digits, a toy (gaussians, rings, ...), a .npy or .npz file, a folder or a .zip of images."""
+    """What to train on: digits, a toy (rings, ...), an .npz, .csv or .parquet file, a folder or .zip of images, hf:NAME."""
     out: Annotated[Path | None, arg(metavar="RUN", **hint("default: runs/DATA-1, runs/DATA-2, ..."))] = None
     """The run folder to make; one that exists is never written over."""
     resume: Annotated[Path | None, arg(metavar="RUN", **hint())] = None
-    """Go on with this run, as it was configured, from its newest checkpoint; takes few other options."""
+    """Go on with this run, as configured, from its newest checkpoint; may be given --workers and --skip-bad."""
     allow_changed_data: Annotated[bool, arg(**hint())] = False
     """With --resume: go on even where the data are no longer those that the run began with."""
     preset: Annotated[str | None, arg(metavar="NAME", **hint("default: the one made for DATA, else none"))] = None
@@ -130,7 +130,15 @@ def _check(run: RunOptions) -> None:
 
 
 def _resume(options: Options, folder: Path) -> Outcome:
-    others = list(_given(replace(options, resume=None, json=False, allow_changed_data=False), Options()))
+    usual, reading = Options(), options.reading
+    # Neither changes what is read of data that can be read, so a run may go on with them.
+    taken = {
+        name: value
+        for name in ("skip_bad", "workers")
+        if (value := getattr(reading, name)) != getattr(usual.reading, name)
+    }
+    plain = replace(reading, skip_bad=usual.reading.skip_bad, workers=usual.reading.workers)
+    others = list(_given(replace(options, resume=None, json=False, allow_changed_data=False, reading=plain), usual))
     if others:
         raise ConfigurationError(
             f"--resume goes on with a run as it was configured, got {', '.join(others)} with it; leave that out, or "
@@ -140,7 +148,7 @@ def _resume(options: Options, folder: Path) -> Outcome:
     from ornstein.parallel import join
 
     device = checkpoints.read_config(folder)["options"]["training"]["device"]
-    return _train(experiment.resume(folder, join(device), options.allow_changed_data), options.json)
+    return _train(experiment.resume(folder, join(device), options.allow_changed_data, taken), options.json)
 
 
 def _given(options: Any, default: Any) -> Iterator[str]:
@@ -159,6 +167,7 @@ def _profile(made: Any, json: bool) -> Outcome:
 
     say(made.dataset.describe())
     found = profile(made.run, made.data())
+    made.run.group.leave()
     return Outcome(found.to_dict(), f"{made.describe()}\n{found}", json)
 
 

@@ -3,7 +3,7 @@
 RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.png   RUN/tensorboard/
 """
 
-from ornstein.experiment.build import build, create, objective, prepare, resume
+from ornstein.experiment.creation import build, create, objective, prepare, resume
 from ornstein.experiment.experiment import Experiment
 
 __all__ = ["Experiment", "build", "create", "objective", "prepare", "resume"]

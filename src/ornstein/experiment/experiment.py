@@ -52,8 +52,9 @@ class Experiment:
         self.notes = notes or []
         self.labelled = options.model.condition == "labels"
         self.examples, self.labels = _ready(dataset, run.device), dataset.train_labels
+        if self.labels is not None and isinstance(self.examples, Tensor):
+            self.labels = self.labels.to(self.examples.device)
         self.last: dict[str, float] = {}
-        self.skipped = dataset.skipped
         self._watchers: list[Watcher] = []
 
     def describe(self) -> str:
@@ -76,32 +77,14 @@ class Experiment:
         Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s, stopped. On a loss that is not finite
         and on data that cannot be read the last good state is saved and `NumericalError` or `DataError` raised.
         """
-        began, first, durations, run = time.perf_counter(), self.run.count, [], self.run
-        shown = progress and run.group.main
-        bar = tqdm(total=run.total, initial=first, unit="step", disable=None if shown else True, leave=False)
-        run.denoiser.train()
-        names = self.options.report.watch if run.group.main else ()
-        self._watchers = open_watchers(names, self.folder, self.config, run.count)
-        try:
-            with (
-                held(self.folder) if run.group.main else nullcontext(),
-                on_interrupt(self._interrupt),
-                together(run.group, self._how_to_go_on),
-                killed_readers_named(),
-            ):
-                for record, duration in self._steps():
-                    durations.append(duration)
-                    self._report(record, durations, began, bar)
-        except (NumericalError, DataError) as error:
-            if isinstance(error, DataError) and run.group.size > 1:  # the other processes do not know, and cannot save
-                raise
-            raise type(error)(f"{error}; the last good state is saved in {self.save()}") from None
-        finally:
-            bar.close()
-            for watcher in self._watchers:
-                watcher.close()
-        stopped = "interrupted" if run.stopped else "finished"
-        self.save()
+        began, first, run = time.perf_counter(), self.run.count, self.run
+        with (
+            held(self.folder) if run.group.main else nullcontext(),
+            on_interrupt(self._interrupt),
+            together(run.group, self._how_to_go_on),
+        ):
+            busy = self._train(began, progress)
+            skipped = self.dataset.skipped + run.all_skipped()
         made = (run.count - first) * self.options.training.batch_size
         return {
             "run": str(self.folder),
@@ -109,14 +92,39 @@ class Experiment:
             "loss": self.last.get("loss"),
             "validation_loss": self.last.get("validation_loss"),
             "ema": run.averages.chosen,
-            "skipped": self.skipped,
+            "skipped": skipped,
             "seconds": round(time.perf_counter() - began, 3),
-            "images_per_s": round(made / max(sum(durations), 1e-9), 1),
+            "images_per_s": round(made / max(busy, 1e-9), 1),
             "device": str(run.device),
             "precision": run.precision,
             "processes": run.group.size,
-            "stopped": stopped,
+            "stopped": "interrupted" if run.stopped else "finished",
         }
+
+    def _train(self, began: float, progress: bool) -> float:
+        """Train and save; returns the seconds that the steps took, without the reports between them."""
+        run, durations = self.run, []
+        shown = progress and run.group.main
+        bar = tqdm(total=run.total, initial=run.count, unit="step", disable=None if shown else True, leave=False)
+        run.denoiser.train()
+        names = self.options.report.watch if run.group.main else ()
+        self._watchers = open_watchers(names, self.folder, self.config, run.count)
+        try:
+            with killed_readers_named():
+                for record, duration in self._steps():
+                    durations.append(duration)
+                    self._report(record, durations, began, bar)
+            self.save()
+        except (NumericalError, DataError) as error:
+            # The other processes know nothing of data that one cannot read, and cannot save with it.
+            if isinstance(error, DataError) and (run.group.size > 1 or not run.whole):
+                raise
+            raise type(error)(f"{error}; the last good state is saved in {self.save()}") from None
+        finally:
+            bar.close()
+            for watcher in self._watchers:
+                watcher.close()
+        return sum(durations)
 
     def data(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Without end, from where the run stands: this process's share of each batch, in model units, and its labels."""
@@ -124,13 +132,16 @@ class Experiment:
         plan = order.plan(run.seen, self.options.training.batch_size, run.share)
         encoding = self.examples.dtype == torch.uint8 or not isinstance(self.examples, Tensor)
         for rows, raw, bad in batches(self.examples, plan, self.options.reading.workers):
-            self.skipped += bad
-            labels = self.labels[rows.cpu()].to(run.device) if self.labelled and self.labels is not None else None
+            run.skipped += bad
+            labels = None
+            if self.labelled and self.labels is not None:
+                labels = self.labels[rows.to(self.labels.device)].to(run.device)
             yield self._encode(raw) if encoding else raw.to(run.device), labels
 
     def _encode(self, raw: Tensor) -> Tensor:
         """Raw examples in model units on the device: moved as bytes where they are bytes."""
-        raw = raw.to(self.run.device, non_blocking=True) if raw.dtype == torch.uint8 else raw
+        device = self.run.device
+        raw = raw.to(device, non_blocking=device.type == "cuda") if raw.dtype == torch.uint8 else raw
         return self.dataset.scaling.encode(raw).to(self.run.device)
 
     def _steps(self) -> Iterator[tuple[Record, float]]:
@@ -206,11 +217,13 @@ class Experiment:
     def _held_out_loss(self, length: float) -> float:
         run, dataset = self.run, self.dataset
         held, n = len(dataset.test), min(len(dataset.test), HELD_OUT)
-        mine = (torch.arange(n) * held // n)[run.group.share(n)]  # held-out data may be sorted by class
+        places, share = torch.arange(n) * held // n, run.group.share(n)  # held-out data may be sorted by class
         total = torch.zeros((), device=run.device)
         with run.averaged(length) as denoiser, torch.no_grad(), autocast(run.precision, run.device):
-            for rows in mine.split(256):
-                rng = Noise(fold(self.options.training.seed, VALIDATION), rows.tolist(), run.device, held)
+            for first in range(share.start, share.stop, 256):
+                numbers = range(first, min(first + 256, share.stop))
+                rows = places[numbers.start : numbers.stop]
+                rng = Noise(fold(self.options.training.seed, VALIDATION), numbers, run.device, n)
                 cond = None
                 if self.labelled and dataset.test_labels is not None:
                     cond = dataset.test_labels[rows].to(run.device)
@@ -219,24 +232,28 @@ class Experiment:
 
     def _grid(self) -> None:
         """A picture grid of samples, where the data are images."""
+        if self.dataset.scaling.is_image and self.run.group.main:
+            self._attempt("the sample grid", self._draw_grid)
+
+    def _draw_grid(self) -> None:
         scaling = self.dataset.scaling
-        if not (isinstance(scaling, Scaling) and scaling.is_image and self.run.group.main):
-            return
+        assert isinstance(scaling, Scaling)
         cond = torch.arange(GRID_SIZE) % len(self.dataset.classes) if self.labelled else None
         with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
             seed = fold(self.options.training.seed, GRID)
             x = sample(denoiser, n=GRID_SIZE, calls=GRID_CALLS, cond=cond, seed=seed).x
         picture = grid_picture(to_uint8_images(scaling, scaling.decode(x.cpu())))
         path = self.folder / "samples" / f"step-{self.run.count:08d}.png"
-        self._attempt("the sample grid", lambda: save_picture(picture, path))
         for watcher in self._watchers:
             watcher.images(self.run.count, "samples", picture)
+        save_picture(picture, path)
 
     def _log_step(self, record: Record, speed: float) -> None:
         loss, levels = self.run.losses_by_level()
         line = {"loss": loss, "gradient_norm": record.gradient_norm, "learning_rate": record.learning_rate}
-        skipped = {"skipped": self.skipped} if self.skipped else {}
-        self._log({**line, "images_per_s": round(speed, 1), **skipped, "losses_by_level": levels})
+        skipped = self.dataset.skipped + self.run.all_skipped()
+        counted = {"skipped": skipped} if skipped else {}
+        self._log({**line, "images_per_s": round(speed, 1), **counted, "losses_by_level": levels})
 
     def _log(self, values: dict[str, Any]) -> None:
         """A line in the log, and the same numbers to those who watch."""
@@ -248,12 +265,12 @@ class Experiment:
             watcher.scalars(step, logs.scalars(values))
 
     def _attempt(self, what: str, action: Callable[[], Any]) -> None:
-        """Do what a full disk can stop, and train on where it does: the disk may have room the next time."""
+        """Do what a full disk can stop, or a network in its first steps, and train on: the next time it may go better."""
         try:
             action()
-        except (OSError, CheckpointError) as error:
+        except (OSError, CheckpointError, NumericalError) as error:
             said = getattr(error, "strerror", None) or error
-            text = f"ornstein: step {self.run.count}: {what} could not be written ({said}); training goes on"
+            text = f"ornstein: step {self.run.count}: {what} could not be made ({said}); training goes on"
             tqdm.write(text, file=sys.stderr)
 
 

@@ -25,7 +25,9 @@ READINGS = ("x0", "eps", "v", "score", "velocity", "edm")
 
 def spread(c: Number, x: Tensor) -> Number:
     """A coefficient beside x (b, *d): floats stay floats; (b,) becomes (b, 1, ..., 1) of the type of x."""
-    return c if isinstance(c, float) else c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - c.ndim))
+    if isinstance(c, float):
+        return c
+    return c.to(x, non_blocking=x.is_cuda).reshape(c.shape + (1,) * (x.ndim - c.ndim))
 
 
 def expm1(v: Number) -> Number:
@@ -150,7 +152,9 @@ class Gaussian:
             t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
         log_alpha, log_sigma = self.schedule.log_alpha(t), self.schedule.log_sigma(t)
         alpha, sigma, log_snr = log_alpha.exp(), log_sigma.exp(), 2 * (log_alpha - log_sigma)
-        return Level(alpha, sigma, log_snr) if x is None else Level(alpha.to(x), sigma.to(x), log_snr.to(x))
+        if x is None:
+            return Level(alpha, sigma, log_snr)
+        return Level(*(v.to(x, non_blocking=x.is_cuda) for v in (alpha, sigma, log_snr)))
 
     def given(self, cond: Tensor | dict[str, Tensor] | None) -> "Gaussian":
         """The process under a condition. This base does not depend on one, so it is the process itself."""

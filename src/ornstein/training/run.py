@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ornstein.config import TrainingOptions
 from ornstein.denoisers import Denoiser
@@ -66,12 +67,15 @@ class Run:
             denoiser.network.compile()
         self.trained = copy.copy(denoiser)  # the same weights, through the wrapper that averages gradients
         self.trained._modules = {**denoiser._modules, "network": self.group.wrap(denoiser.network)}
+        self.trained.training = True
         self.averages = Averages(options.ema, self.parameters)
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, betas=BETAS, weight_decay=options.weight_decay, fused=True
         )
         self.share = self.group.share(options.batch_size)
         self.count, self.seen, self.total = 0, 0, options.steps
+        self.whole = True  # between steps: what is saved within one would be neither the state before nor after it
+        self.skipped = 0  # examples that could not be read, and had stand-ins, in this process
         self.window = torch.zeros(2, LEVELS, device=self.device)  # sums of losses and their numbers since the last log
         self.asked_to_stop = self.stopped = False  # asked of one process, agreed by all in the next step
 
@@ -90,7 +94,7 @@ class Run:
             with nullcontext() if k == parts - 1 else self.group.holding(self.trained.network):
                 losses.append(self._forward(x0[part], None if cond is None else cond[part], rows))
                 self._backward(losses[-1])
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         mean = torch.stack([loss.per_example.detach().sum() for loss in losses]).sum() / options.batch_size
         asked = mean.new_tensor(float(self.asked_to_stop))
         mean_loss, wishes = self.group.sum(torch.stack([mean, asked])).unbind()
@@ -100,11 +104,13 @@ class Run:
             raise NumericalError(self._describe_failure(losses))
         self.stopped = self.stopped or figures[1] > 0
         rate = options.learning_rate * self._rate()
+        self.whole = False
         self._update(rate, norm if figures[2] > options.clip else None)
         self.count, self.seen = self.count + 1, self.seen + options.batch_size
         self._average()
         for loss in losses:
             self._watch(loss)
+        self.whole = True
         return Record(self.count, self.total, figures[0], figures[2], rate)
 
     def _forward(self, x0: Tensor, cond: Tensor | None, rows: range) -> Loss:
@@ -123,7 +129,7 @@ class Run:
     def _update(self, rate: float, too_long: Tensor | None) -> None:
         """Change the weights, by the gradient, cut to the longest allowed where its norm is `too_long`."""
         if too_long is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip, too_long, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip, too_long)
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = rate
         self.optimiser.step()
@@ -134,14 +140,14 @@ class Run:
     @torch.no_grad()
     def _watch(self, loss: Loss) -> None:
         """Add losses to the window, by their time."""
-        level = (loss.t * LEVELS).long().clamp(0, LEVELS - 1).to(self.device)
+        level = one_hot((loss.t * LEVELS).long().clamp(0, LEVELS - 1), LEVELS)
         values = loss.per_example.detach().float()
-        self.window[0].index_add_(0, level, values)
-        self.window[1].index_add_(0, level, torch.ones_like(values))
+        # A product and not index_add_, whose order of summation on a GPU is another each time.
+        self.window += torch.stack([values, torch.ones_like(values)]) @ level.to(values)
 
     def losses_by_level(self) -> tuple[float, dict[str, float]]:
         """The mean loss since this was last asked, and that in each eighth of [0, 1] in which a time fell; resets both."""
-        sums, counts = self.group.sum(self.window).double().cpu().unbind()
+        sums, counts = self.group.sum(self.window.clone()).cpu().double().unbind()
         self.window.zero_()
         levels = {f"t<{(k + 1) / LEVELS:g}": float(sums[k] / counts[k]) for k in range(LEVELS) if counts[k]}
         return float(sums.sum() / counts.sum()), levels
@@ -149,7 +155,7 @@ class Run:
     def _rate(self) -> float:
         """The share of the peak learning rate at this step: a linear rise, then a half cosine to zero at the end."""
         if self.total is None:
-            return min(1.0, (self.count + 1) / 50)
+            return min(1.0, (self.count + 1) / 1000)  # below what most totals ask for: no fall when it is known
         rise = max(1.0, self.options.warmup * self.total)
         place = min(1.0, self.count / self.total)
         return min(1.0, (self.count + 1) / rise) * 0.5 * (1 + math.cos(math.pi * place))
@@ -191,9 +197,13 @@ class Run:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{key}.{name}"] = value.detach()
-        tensors["window"] = self.group.sum(self.window.clone())
-        counters = {"step": self.count, "seen": self.seen, "total": self.total}
+        tensors["window"] = torch.stack(self.group.all(self.window.cpu()))
+        counters = {"step": self.count, "seen": self.seen, "total": self.total, "skipped": self.all_skipped()}
         return tensors, {**counters, "ema": self.averages.chosen, "processes": self.group.size}
+
+    def all_skipped(self) -> int:
+        """How many examples had stand-ins, in all processes, which must ask together."""
+        return int(self.group.sum(torch.tensor(self.skipped, device=self.device)))
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
@@ -210,8 +220,12 @@ class Run:
             held.append(like)
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": {i: h for i, h in enumerate(held) if h}, "param_groups": groups})
-        if self.group.main:  # the others' losses are in the main one's sums
-            self.window.copy_(tensors["window"])
+        windows = tensors["window"]
+        if len(windows) == self.group.size:
+            self.window.copy_(windows[self.group.rank])
+        elif self.group.main:
+            self.window.copy_(windows.sum(0))
+        self.skipped = counters["skipped"] if self.group.main else 0
         self.count, self.seen, self.total = counters["step"], counters["seen"], counters["total"]
         self.averages.chosen = counters["ema"]
 

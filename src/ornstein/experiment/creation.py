@@ -11,10 +11,9 @@ from ornstein import checkpoints, logs, networks
 from ornstein.config import GROUPS, RunOptions, seconds, with_options
 from ornstein.data import Dataset, Scaling, TableScaling, load_dataset, require_labels
 from ornstein.denoisers import Denoiser
-from ornstein.devices import pick_device
 from ornstein.errors import CheckpointError, ConfigurationError, DataError
 from ornstein.experiment.experiment import Experiment
-from ornstein.files import sweep
+from ornstein.files import held, is_leftover, sweep
 from ornstein.noise import fold
 from ornstein.objectives import (
     EDMWeighting,
@@ -41,7 +40,9 @@ def create(options: RunOptions, folder: Path, group: Group | None = None) -> Exp
     made = prepare(options, folder, group)
     if made.run.group.main:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_config(folder, made.config)
+        with held(folder):
+            _check_free(folder)  # again: loading the data took its time
+            checkpoints.write_config(folder, made.config)
     made.run.group.wait()
     return made
 
@@ -49,11 +50,8 @@ def create(options: RunOptions, folder: Path, group: Group | None = None) -> Exp
 def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Experiment:
     """What `create` makes, with nothing written yet."""
     group = group or Group()
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if group.same(taken):
-        raise ConfigurationError(
-            f"{folder} exists already; give another name with --out, or go on with it: ornstein train --resume {folder}"
-        )
+    _check_free(folder)
+    group.wait()  # before the main process makes it
     if options.training.budget is not None and options.training.steps is not None:
         raise ConfigurationError("got both steps and budget, expected one of them")
     if options.training.budget is not None:
@@ -79,16 +77,19 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
     return Experiment(folder, options, config, dataset, run)
 
 
-def resume(folder: Path, group: Group | None = None, allow_changed_data: bool = False) -> Experiment:
+def resume(
+    folder: Path, group: Group | None = None, allow_changed_data: bool = False, reading: dict[str, Any] | None = None
+) -> Experiment:
     """A run as its newest checkpoint left it, or from its start where none was written yet.
 
+    `reading`: options of reading that stand in for those of the run, such as {"skip_bad": True} or {"workers": 0}.
     Its `notes` say where it goes on otherwise than it would have: on changed data, on another number of processes.
     Raises `CheckpointError` where it is damaged, or where its data have changed and `allow_changed_data` is not given.
     """
     group, notes = group or Group(), []
     config = checkpoints.read_config(folder)
     changes = {k: v for name in GROUPS for k, v in config["options"][name].items()}
-    options = with_options(RunOptions(config["options"]["data"]), changes)
+    options = with_options(RunOptions(config["options"]["data"]), {**changes, **(reading or {})})
     dataset = _load(options)
     denoiser, scaling = checkpoints.rebuild(config["model"])
     assert scaling is not None
@@ -99,7 +100,7 @@ def resume(folder: Path, group: Group | None = None, allow_changed_data: bool = 
     check_batch(options.training.batch_size, len(dataset.train))
     saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
     denoiser = denoiser if saved else build(options, dataset, group)
-    denoiser.to(device_of(options, group))
+    denoiser.to(group.device(options.training.device))
     run = Run(denoiser, objective(options), options.training, group)
     if saved:
         tensors, counters = checkpoints.read(folder)
@@ -111,8 +112,9 @@ def resume(folder: Path, group: Group | None = None, allow_changed_data: bool = 
                 "dropout), no longer bit for bit"
             )
     if group.main:
-        sweep(folder)
-        logs.cut(folder, run.count)
+        with held(folder):
+            sweep(folder)
+            logs.cut(folder, run.count)
     group.wait()
     return Experiment(folder, options, config, dataset, run, notes)
 
@@ -136,7 +138,7 @@ def build(options: RunOptions, dataset: Dataset, group: Group | None = None) -> 
     process = Gaussian(construct(options.model.schedule, Schedule))
     denoiser = Denoiser(network, process, options.model.parametrization, sigma_data=dataset.scaling.sigma_data)
     denoiser.shape = shape
-    return denoiser.to(device_of(options, group or Group()))
+    return denoiser.to((group or Group()).device(options.training.device))
 
 
 def objective(options: RunOptions) -> Objective:
@@ -145,9 +147,12 @@ def objective(options: RunOptions) -> Objective:
     return Objective(times, construct(options.objective.weighting, (Simple, EDMWeighting, MinSNR)))
 
 
-def device_of(options: RunOptions, group: Group) -> torch.device:
-    """Where this process trains: the launcher's choice among several, else that of the options."""
-    return pick_device(options.training.device) if group.size == 1 else torch.device(group.accelerator.device)
+def _check_free(folder: Path) -> None:
+    """Raise `ConfigurationError` where a folder holds something."""
+    if folder.exists() and (not folder.is_dir() or not all(map(is_leftover, folder.iterdir()))):
+        raise ConfigurationError(
+            f"{folder} exists already; give another name with --out, or go on with it: ornstein train --resume {folder}"
+        )
 
 
 def _load(options: RunOptions) -> Dataset:
