@@ -24,11 +24,12 @@ from ornstein.training import Run
 
 STEPS = 8
 DRIVER = """
-import shutil, sys
+import dataclasses, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_parallel import options
 from ornstein import cli, experiment
+from ornstein.errors import NumericalError
 from ornstein.parallel import join
 
 folder, group = Path(sys.argv[1]), join("cpu")
@@ -38,7 +39,49 @@ if group.main:
     shutil.rmtree(folder / "again" / "checkpoints" / "step-00000008")
 group.wait()
 experiment.resume(folder / "again", group).train(progress=False)
+
+stopped = experiment.create(options(), folder / "stopped", group)
+step = stopped.run.step
+def ask(*batch):
+    stopped.run.asked_to_stop = group.rank == 1 and stopped.run.count == 2
+    return step(*batch)
+stopped.run.step = ask
+assert stopped.train(progress=False)["stopped"] == "interrupted"
+
+poisoned = experiment.create(options(), folder / "poisoned", group)
+objective = poisoned.run.objective
+def poison(*arguments):
+    loss = objective(*arguments)
+    bad = group.rank == 1 and poisoned.run.count == 5
+    return dataclasses.replace(loss, per_example=loss.per_example * (float("nan") if bad else 1.0))
+poisoned.run.objective = poison
+try:
+    poisoned.train(progress=False)
+except NumericalError as error:
+    assert "last good state is saved" in str(error)
+
+experiment.create(options(steps=None, budget="1s"), folder / "budget", group).train(progress=False)
 sys.exit(cli.main(["sample", str(folder / "two"), "-n", "50", "--batch-size", "8", "--out", str(folder / "two.npz")]))
+"""
+
+
+THREE = """
+import shutil, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_parallel import options
+from ornstein import experiment
+from ornstein.parallel import join
+
+folder, group = Path(sys.argv[1]), join("cpu")
+wide = options(steps=4, save_every=2, log_every=4, validate_every=0, network="UNet(widths=(32, 64), blocks=1, attention=1)")
+experiment.create(wide, folder / "three", group).train(progress=False)
+if group.main:
+    shutil.copytree(folder / "three", folder / "again")
+    shutil.rmtree(folder / "again" / "checkpoints" / "step-00000004")
+group.wait()
+experiment.resume(folder / "again", group).train(progress=False)
+group.leave()
 """
 
 
@@ -61,20 +104,25 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoints.read(folder)[0]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A run of two processes, each taking its share in two parts; the same resumed from its middle; samples by two; and the
-    run of one process."""
-    folder = tmp_path_factory.mktemp("parallel")
-    (folder / "driver.py").write_text(DRIVER)
+def drive(script: str, folder: Path, processes: int) -> None:
+    """Run a script in several processes, with the folder and that of the tests as its arguments."""
+    (folder / "driver.py").write_text(script)
     done = subprocess.run(
-        launch(str(folder / "driver.py"), str(folder), str(Path(__file__).parent)),
+        launch(str(folder / "driver.py"), str(folder), str(Path(__file__).parent), processes=processes),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of two processes, each taking its share in two parts; the same resumed from its middle; samples by two; and the
+    run of one process."""
+    folder = tmp_path_factory.mktemp("parallel")
+    drive(DRIVER, folder, 2)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment.create(options(), folder / "one").train(progress=False)
@@ -106,6 +154,28 @@ def test_two_processes_resume_bit_for_bit(runs):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     steps = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(runs / "two")]
     assert steps == [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(runs / "again")]
+
+
+def test_three_processes_resume_bit_for_bit(tmp_path):
+    """Two sums commute; of three the order matters, which DistributedDataParallel changes after its first step."""
+    drive(THREE, tmp_path, 3)
+    whole, again = weights(tmp_path / "three"), weights(tmp_path / "again")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert log(tmp_path / "three")[-1]["losses_by_level"] == log(tmp_path / "again")[-1]["losses_by_level"]
+
+
+def test_processes_stop_together_when_one_is_asked_to(runs):
+    assert [place.name for place in checkpoints.checkpoints(runs / "stopped")] == ["step-00000003"]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_state_before(runs):
+    assert [place.name for place in checkpoints.checkpoints(runs / "poisoned")] == ["step-00000004", "step-00000005"]
+    assert all(torch.isfinite(value).all() for value in weights(runs / "poisoned").values())
+
+
+def test_processes_agree_on_what_a_budget_comes_to(runs):
+    counters = checkpoints.read(runs / "budget")[1]
+    assert counters["step"] == counters["total"] >= 1
 
 
 def test_samples_of_two_processes_are_those_of_one(runs):

@@ -74,6 +74,9 @@ class Run:
         )
         self.share = self.group.share(options.batch_size)
         self.count, self.seen, self.total = 0, 0, options.steps
+        # After its first backward pass DistributedDataParallel orders the gradients anew, and with them the sums of three or
+        # more processes: one pass that counts for nothing, and a resumed run has the order of one that never stopped.
+        self._settled = self.group.size == 1
         self.whole = True  # between steps: what is saved within one would be neither the state before nor after it
         self.skipped = 0  # examples that could not be read, and had stand-ins, in this process
         self.window = torch.zeros(2, LEVELS, device=self.device)  # sums of losses and their numbers since the last log
@@ -84,16 +87,11 @@ class Run:
 
         Raises `NumericalError` before the weights change where the loss or its gradient is not finite.
         """
-        options, parts = self.options, min(self.options.accumulate, len(x0))
-        torch.manual_seed(fold(options.seed, DROPOUT, self.group.rank, self.seen))
-        self.optimiser.zero_grad(set_to_none=True)
-        losses = []
-        for k in range(parts):
-            rows = range(len(x0) * k // parts, len(x0) * (k + 1) // parts)
-            part = slice(rows.start, rows.stop)
-            with nullcontext() if k == parts - 1 else self.group.holding(self.trained.network):
-                losses.append(self._forward(x0[part], None if cond is None else cond[part], rows))
-                self._backward(losses[-1])
+        options = self.options
+        if not self._settled:
+            self._gradient(x0, cond)
+            self._settled = True
+        losses = self._gradient(x0, cond)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         mean = torch.stack([loss.per_example.detach().sum() for loss in losses]).sum() / options.batch_size
         asked = mean.new_tensor(float(self.asked_to_stop))
@@ -112,6 +110,19 @@ class Run:
             self._watch(loss)
         self.whole = True
         return Record(self.count, self.total, figures[0], figures[2], rate)
+
+    def _gradient(self, x0: Tensor, cond: Tensor | None) -> list[Loss]:
+        """Leave the batch's gradient in the parameters; returns the losses of this process's parts."""
+        parts, losses = min(self.options.accumulate, len(x0)), []
+        torch.manual_seed(fold(self.options.seed, DROPOUT, self.group.rank, self.seen))
+        self.optimiser.zero_grad(set_to_none=True)
+        for k in range(parts):
+            rows = range(len(x0) * k // parts, len(x0) * (k + 1) // parts)
+            part = slice(rows.start, rows.stop)
+            with nullcontext() if k == parts - 1 else self.group.holding(self.trained.network):
+                losses.append(self._forward(x0[part], None if cond is None else cond[part], rows))
+                self._backward(losses[-1])
+        return losses
 
     def _forward(self, x0: Tensor, cond: Tensor | None, rows: range) -> Loss:
         """The losses of some rows of this process's share."""
