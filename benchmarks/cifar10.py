@@ -67,7 +67,9 @@ def train(images: Tensor, budget: float) -> UNet2DModel:
         steps += 1
         if steps % 100 == 0:
             spent = time.perf_counter() - began
-            print(f"step {steps}, {spent:.0f} s, {steps * BATCH / spent:.1f} images/s, loss {loss.item():.4f}", flush=True)
+            print(
+                f"step {steps}, {spent:.0f} s, {steps * BATCH / spent:.1f} images/s, loss {loss.item():.4f}", flush=True
+            )
     average.copy_to(network.parameters())
     return network.eval()
 

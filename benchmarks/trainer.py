@@ -111,7 +111,9 @@ def main() -> None:
         print(made.describe())
         print(f"trainer {images / median(ours):.1f} images/s, bare loop {images / median(theirs):.1f} (medians)")
         middle = sorted(ratios)[len(ratios) // 4], sorted(ratios)[-1 - len(ratios) // 4]
-        print(f"trainer / bare loop: {median(ratios):.3f} (median of {len(ratios)}; quartiles {middle[0]:.3f}, {middle[1]:.3f})")
+        print(
+            f"trainer / bare loop: {median(ratios):.3f} (median of {len(ratios)}; quartiles {middle[0]:.3f}, {middle[1]:.3f})"
+        )
         a, b = (peak(given.data, given.preset, which) for which in ("trainer", "bare"))
         print(f"peak memory: trainer {a:.0f} MiB, bare loop {b:.0f} MiB; ratio {a / b:.3f}")
 

@@ -73,6 +73,30 @@ def test_fingerprint_tells_data_apart(tmp_path):
     assert prints[0] == hashlib.sha256(b"torch.float32 (30, 3);" + x.tobytes()).hexdigest()
 
 
+def test_fingerprint_tells_what_codes_mean(tmp_path):
+    """Renamed classes, columns and categories leave all numbers as they are, and are other data all the same."""
+
+    def table(frame, **options):
+        frame.to_csv(tmp_path / "a.csv", index=False)
+        return load_dataset(tmp_path / "a.csv", options=DataOptions(**options))
+
+    frame = pandas.DataFrame({"x": np.linspace(-1, 1, 20), "kind": list("ab") * 10, "made": list("uvuvv") * 4})
+    renamed = frame.replace({"kind": {"a": "c", "b": "d"}})
+    tables = [table(f) for f in (frame, renamed, frame.rename(columns={"x": "z"}))]
+    for label, f in (("kind", frame), ("kind", renamed), ("sort", frame.rename(columns={"kind": "sort"}))):
+        tables.append(table(f, label=label))
+    assert tables[0].fingerprint == table(frame).fingerprint
+    assert len({data.fingerprint for data in tables}) == 6
+    for data in tables:
+        assert torch.equal(data.train, tables[0 if data.train_labels is None else 3].train)
+    names = []
+    for classes in ("ab", "cd"):
+        np.savez(tmp_path / "a.npz", images=np.arange(80, dtype=np.uint8).reshape(20, 2, 2), labels=list(classes) * 10)
+        names.append(load_dataset(tmp_path / "a.npz"))
+    assert torch.equal(names[0].train_labels, names[1].train_labels)
+    assert names[0].fingerprint != names[1].fingerprint
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.parquet", "shards"])
 def test_tables_are_recognised(tmp_path, name):
     frame = pandas.DataFrame({"x": np.linspace(-1, 1, 20), "count": np.arange(20)})
@@ -248,5 +272,5 @@ def test_unknown_names_and_kinds(tmp_path):
     for holdout in (0, 1, -0.5, float("nan")):
         with pytest.raises(ConfigurationError, match="between 0 and 1"):
             load_dataset("digits", holdout=holdout)
-    with pytest.raises(DataError, match="rings has no labels, which a conditional model needs"):
+    with pytest.raises(DataError, match=r"rings has no labels, which a conditional model needs; .*of a table --label "):
         require_labels(load_dataset("rings"))

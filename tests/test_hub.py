@@ -154,6 +154,43 @@ def test_classes_that_are_not_told(tmp_path):
         load_dataset(source, options=DataOptions(label="labl"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "cells"),
+    [
+        (datasets.List(datasets.Value("int64")), [[k] * (1 + k % 2) for k in range(12)]),
+        (datasets.Value("binary"), [b"\xff"] * 12),
+        (datasets.Value("timestamp[s]"), [7] * 12),
+    ],
+)
+def test_columns_that_cannot_be_the_classes(tmp_path, kind, cells):
+    features = {"image": datasets.Image(), "tags": kind, "n": datasets.Value("int8")}
+    columns = {"image": _cells(PIXELS[:12]), "tags": cells, "n": [0, 1] * 6}
+    source = _save(tmp_path / "a", features, train=columns)
+    with pytest.raises(ConfigurationError, match=r"the column 'tags' for --label is of type .*; such columns: n$"):
+        load_dataset(source, options=DataOptions(label="tags"))
+    assert load_dataset(source, options=DataOptions(label="n")).classes == ("0", "1")
+    with pytest.raises(
+        ConfigurationError, match="a, data of images, has no columns of a table, got --numeric quantile"
+    ):
+        load_dataset(source, options=DataOptions(numeric="quantile"))
+
+
+def test_integers_stay_integers_where_some_are_missing(tmp_path):
+    features = {name: datasets.Value(name) for name in ("int8", "int64", "uint16", "bool", "float32")}
+    columns = {name: [None, *[k % 2 for k in range(1, 20)]] for name in features}
+    columns["int64"] = [None, 2**53, *range(18)]
+    data = load_dataset(_save(tmp_path / "a", features, train=columns, test=columns))
+    frame = data.scaling.frame(data.train)
+    assert [str(frame[n].dtype) for n in ("int8", "int64", "uint16", "float32")] == [
+        "Int8",
+        "Int64",
+        "UInt16",
+        "float32",
+    ]
+    assert frame["int64"][1:].tolist() == columns["int64"][1:]
+    assert frame.isna().sum().tolist() == [1] * 5
+
+
 def test_configurations(tmp_path):
     _pictures(tmp_path / "a" / "one", train=range(20))
     _pictures(tmp_path / "a" / "two", (), train=range(12))

@@ -75,18 +75,33 @@ def test_ragged_series_are_refused_by_their_lengths(tmp_path):
         load_dataset(saved(tmp_path, **ragged))
     with pytest.raises(DataError, match=r"2 series of 2 lengths, 3 to 4"):
         load_dataset(saved(tmp_path, a=np.zeros(3), b=np.zeros(4)))
+    for other in (np.zeros((4, 2)), np.zeros((9, 2, 5)), np.array(44_100)):
+        with pytest.raises(DataError, match="expected a single array"):
+            load_dataset(saved(tmp_path, a=np.zeros((4, 2)), b=other))
     with pytest.raises(DataError, match="expected a single array"):
-        load_dataset(saved(tmp_path, a=np.zeros((4, 2)), b=np.zeros((4, 2))))
+        load_dataset(saved(tmp_path, a=np.zeros((4, 2, 5)), b=np.zeros((9, 2, 5))))
+    with pytest.raises(DataError, match=r"3 series of 2 lengths, 40 to 65"):
+        load_dataset(saved(tmp_path, rate=np.array(44_100), **ragged))
     objects = np.empty(3, dtype=object)
     objects[:] = [np.zeros((length, 2)) for length in (4, 5, 6)]
     with pytest.raises(DataError, match=r"series of different lengths.*unpickling.*cut or pad them"):
         load_dataset(saved(tmp_path, x=objects))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_a_note_tells_series_from_grey_images(tmp_path, dtype):
+    said = "arrays of 3 axes are taken as series (n, length, channels); for grey images store uint8"
+    assert load_dataset(saved(tmp_path, x=(9 * SERIES).astype(dtype))).describe().count(said) == 1
+    assert said not in load_dataset(saved(tmp_path, x=(9 * SERIES).astype("uint8"))).describe()
+    assert said not in load_dataset(saved(tmp_path, x=SERIES[:, :, 0])).describe()
+
+
 def test_bad_series(tmp_path):
     constant = SERIES.copy()
     constant[..., 1] = 4
-    with pytest.raises(DataError, match=r"1 of 3 channels are constant \(channel 1, .*x\.std\(\(0, 1\)\) > 0"):
+    with pytest.raises(
+        DataError, match=r"1 of 3 channels are constant \(channel 1, .*x\.std\(\(0, 1\)\) > 0.*for grey"
+    ):
         load_dataset(saved(tmp_path, x=constant))
     gaps = SERIES.copy()
     gaps[7, 3, 1] = math.nan

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ornstein.config import DataOptions
-from ornstein.data import Scaling, dataset, load_dataset, pictures
+from ornstein.data import Scaling, dataset, load_dataset, pictures, streaming
 from ornstein.data.dataset import Part
 from ornstein.data.stores import FolderStore, ZipStore
 from ornstein.data.streaming import PREFETCH, batches, killed_readers_named, spread, too_large
@@ -98,6 +98,24 @@ def test_the_plan_is_drawn_ahead_by_the_prefetch_only_and_closing_ends_the_proce
     assert len(multiprocessing.active_children()) == workers
     reading.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_memory_is_pinned_only_where_wanted(monkeypatch, pin):
+    """Pinning starts CUDA, also for who trains on the CPU of a machine that has a GPU."""
+    loader, asked = torch.utils.data.DataLoader, []
+
+    def record(*args, pin_memory, **options):
+        asked.append(pin_memory)
+        return loader(*args, **options)
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", record)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not pin)
+    stream = load_dataset("digits").train
+    monkeypatch.setattr(streaming, "Tensor", type(None))  # so that the examples pass for a stream
+    monkeypatch.setattr(streaming._Reader, "__getitem__", lambda reader, rows: (rows, stream[rows], 0))
+    assert next(batches(stream, iter([torch.arange(2)]), 0, *[pin] * pin))[1].shape == (2, 8, 8)
+    assert asked == [pin]
 
 
 def test_processes_read_a_zip_through_files_of_their_own(tmp_path):
@@ -324,6 +342,65 @@ def test_a_process_killed_at_another_time_is_named(place):
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="of another kind"), killed_readers_named():
         raise RuntimeError("of another kind")
+
+
+@pytest.fixture
+def usual_interrupts():
+    """SIGINT as a program in a terminal has it: in the background of a shell script it is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_all_processes_are_left_to_the_one_that_is_read_for(place, sent, usual_interrupts):
+    stream = load_dataset(place, options=ALWAYS).train
+    reading, plan = batches(stream, _plan(len(stream)), 2), list(itertools.islice(_plan(len(stream)), 30))
+    for _ in range(4):  # both processes have read
+        next(reading)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+        os.kill(child.pid, sent)
+    time.sleep(0.1)
+    for expected in plan[4:30]:
+        rows, x, _ = next(reading)
+        assert torch.equal(rows, expected)
+        assert torch.equal(x, stream[expected])
+    assert all(child.is_alive() for child in children)
+    reading.close()
+    assert not multiprocessing.active_children()
+
+
+def test_the_digest_passes_over_files_that_are_gone(tmp_path):
+    folder = _write(tmp_path / "folder", FILES)
+    os.remove(folder / "a/03.png")
+    os.symlink(tmp_path / "nowhere.png", folder / "a/03.png")
+    stream = load_dataset(folder, options=SKIP).train.take(torch.arange(0))
+    store = stream.store
+    found = {store.digest(np.arange(60))}
+    os.remove(folder / "b/31.png")  # since the folder was read
+    found.add(store.digest(np.arange(60)))
+    os.remove(folder / "a/03.png")
+    assert store.digest(np.arange(60)) in found
+    (folder / "a/03.png").write_bytes(FILES["a/03.png"])
+    found.add(store.digest(np.arange(60)))
+    assert len(found) == 3
+    assert len(load_dataset(folder, options=SKIP).fingerprint) == 64
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    folder = _write(tmp_path / "folder", FILES)
+    os.rename(folder / "b", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", folder / "b")
+    names = list(FolderStore(folder).names)
+    assert names == sorted(FILES)
+    os.symlink(folder, folder / "a" / "up")
+    os.symlink(tmp_path, folder / "a" / "further")
+    os.symlink(folder, tmp_path / "elsewhere" / "back")  # above it by the way taken, not by its own path
+    assert list(FolderStore(folder).names) == names
+    os.symlink("a", folder / "again")  # twice, and no circle
+    assert len(list(FolderStore(folder).names)) == len(names) + 20
 
 
 def test_a_picture_has_the_rotation_that_its_camera_noted(tmp_path):

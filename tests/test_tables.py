@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import pickle
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,19 +177,32 @@ def test_columns_of_one_value_take_no_part_and_come_back():
 
 
 def test_a_column_that_is_constant_in_training_only_keeps_held_out_values():
-    found = Survey([Field("a", "number", "float64"), Field("b", "number", "float64"), Field("c", "text")], 4)
+    found = Survey([Field("a", "number", "float64"), Field("b", "number", "float64"), Field("c", "text")], 4, False)
     values = {
         "a": np.array([1.0, 1, 1, 5]),
         "b": np.arange(4.0),
         "c": np.array(["x", "x", "x", "y"], dtype=object),
     }
     train = np.array([True, True, True, False])
-    found.add(values, np.ones(4, dtype=bool), train)
-    scaling = found.scaling(False, None, 0)
+    found.add(values, 0, np.ones(4, dtype=bool), train)
+    scaling = found.scaling(None, 0)
     raw = torch.tensor([[1.0, 0, 0], [5, 3, 1]])
     assert torch.allclose(scaling.decode(scaling.encode(raw)), raw.double(), atol=1e-5)
     x = scaling.encode(torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 2, 0]]))
     assert scaling.sigma_data == pytest.approx(float(x.square().mean().sqrt()), rel=1e-5)
+
+
+def test_equal_training_values_are_constant_whatever_their_mean_rounds_to():
+    n = 1001
+    assert np.mean(np.full(n, 0.1)) != 0.1
+    frame, test = (
+        pandas.DataFrame({"a": value, "b": np.arange(len(value))}) for value in (np.full(n, 0.1), [0.5, 0.1])
+    )
+    data = from_frame(frame, "t", 0, DataOptions(), test=test)
+    column = data.scaling.columns[0]
+    assert isinstance(column, Numeric)
+    assert (column.shift, column.scale, column.varies) == (0.1, 1, True)
+    np.testing.assert_allclose(data.scaling.encode(data.test)[:, 0], [0.4, 0], atol=1e-7)
 
 
 # --- Quantiles --------------------------------------------------------------------------------------------------------
@@ -224,13 +238,45 @@ def test_quantiles_of_many_values_are_nearly_scikit_learns():
     assert ends.tolist() == [raw.min(), raw.max()]
 
 
+def test_a_value_that_many_rows_have_is_given_by_as_many_of_a_normal_law():
+    r = np.random.default_rng(4)
+    value = np.concatenate([np.zeros(400), np.full(150, 0.3), r.uniform(-1, 5, 450)])
+    data = from_frame(
+        pandas.DataFrame({"a": value, "b": r.integers(0, 3, 1000)}), "t", 0, DataOptions(numeric="quantile")
+    )
+    raw, n = data.train.numpy(), 100_000
+    uniform = (np.arange(n) + 0.5) / n
+    for i in range(2):
+        scores = stats.norm.ppf((stats.rankdata(raw[:, i]) - 0.5) / len(raw))
+        x = torch.from_numpy((stats.norm.ppf(uniform) - scores.mean()) / scores.std())[:, None]
+        back = data.scaling.columns[i].decode(x).numpy()
+        assert np.isfinite(back).all()
+        assert (np.diff(back) >= 0).all()
+        for tied in (0, 0.3) if i == 0 else (0, 1, 2):
+            assert (back == tied).mean() == pytest.approx((raw[:, i] == tied).mean(), abs=2e-4)
+        # elsewhere the quantile function of the data, within the gap of two neighbours
+        expected = np.sort(raw[:, i])[np.minimum((uniform * len(raw)).astype(int), len(raw) - 1)]
+        assert np.abs(back - expected).max() < (0.2 if i == 0 else 1e-9)
+        np.testing.assert_allclose(
+            data.scaling.encode(data.train)[:, i], (scores - scores.mean()) / scores.std(), atol=1e-5
+        )
+    assert torch.equal(data.scaling.decode(data.scaling.encode(data.train))[:, 1], data.train[:, 1])
+
+
+def test_rows_are_kept_for_quantiles_only():
+    for quantile in (False, True):
+        found = Survey([Field("a", "number", "float64")], 9, quantile)
+        found.add({"a": np.arange(9.0)}, 0, np.ones(9, dtype=bool), np.ones(9, dtype=bool))
+        assert sum(map(len, found._found[0].kept)) == 9 * quantile
+
+
 def test_quantiles_of_a_stream_are_those_of_evenly_spread_rows(monkeypatch):
     monkeypatch.setattr("ornstein.data.survey.KEPT", 100)
     value = np.random.default_rng(3).normal(size=1000)
-    found, everyone = Survey([Field("a", "number", "float64")], 1000), np.ones(125, dtype=bool)
+    found, everyone = Survey([Field("a", "number", "float64")], 1000, True), np.ones(125, dtype=bool)
     for first in range(0, 1000, 125):
-        found.add({"a": value[first : first + 125]}, everyone, everyone)
-    column = found.scaling(True, None, 0).columns[0]
+        found.add({"a": value[first : first + 125]}, first, everyone, everyone)
+    column = found.scaling(None, 0).columns[0]
     assert isinstance(column, Numeric)
     assert column.knots == tuple(np.sort(value[::10]))
 
@@ -268,6 +314,15 @@ def test_a_scaling_survives_json(numeric):
             read_scaling({**values, **change})
 
 
+def test_a_column_written_without_newer_fields_is_read():
+    for column in (Numeric("a", "float64", 0.0, 1.0, False, 0.0, 1.0), Category("c", "text", ("a", "b"), (0.5, 0.5))):
+        values = TableScaling((column,), 1.0).to_dict()
+        for name in ("lower", "upper", "dtype", "members", "ordered"):
+            if not (name == "dtype" and isinstance(column, Numeric)):
+                values["columns"][0].pop(name, None)
+        assert read_scaling(values).columns == (column,)
+
+
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz", "s.parquet"])
 def test_samples_are_written_as_the_tables_own_columns(tmp_path, name):
     frame = mixed()
@@ -300,6 +355,61 @@ def test_types_of_parquet_come_back(tmp_path):
     back = data.scaling.frame(torch.cat([data.train, data.test]))
     assert back.dtypes.to_dict() == frame.dtypes.to_dict()
     assert sorted(back["c"]) == sorted(frame["c"])
+
+
+def categories(n: int = 60) -> pandas.DataFrame:
+    r = np.random.default_rng(5)
+    sizes = pandas.CategoricalDtype(["small", "mid", "big", "huge"], ordered=True)
+    return pandas.DataFrame(
+        {
+            "a": r.normal(size=n),
+            "size": pandas.Categorical(r.choice(["small", "big"], n), dtype=sizes),
+            "sort": pandas.Categorical(r.choice(["s", "m"], n), categories=["s", "m", "l"]),
+            "number": pandas.Categorical(r.choice([30, 4], n), categories=pandas.Index([30, 4, 1], dtype="int8")),
+            "half": pandas.Categorical(np.where(r.random(n) < 0.3, None, r.choice([0.5, 2.5], n))),
+            "grade": r.integers(2, 5, n).astype("int8"),
+            "mark": r.integers(2, 5, n).astype("float32"),
+        }
+    )
+
+
+@pytest.mark.parametrize("label", ["", "size", "number", "half", "grade", "mark"])
+def test_types_of_categories_and_classes_come_back(label):
+    frame = categories().dropna(subset=["half"] if label == "half" else None).reset_index(drop=True)
+    data = from_frame(frame.iloc[:0:-1], "t", 0, DataOptions(label=label), test=frame.iloc[:1])
+    labels = torch.cat([data.train_labels, data.test_labels]) if label else None
+    scaling = read_scaling(json.loads(json.dumps(data.scaling.to_dict())))
+    back = scaling.frame(torch.cat([data.train, data.test]), labels)
+    pandas.testing.assert_frame_equal(back, frame.iloc[::-1].reset_index(drop=True), check_categorical=True)
+    classes = {"size": ("small", "big"), "number": ("30", "4"), "half": ("0.5", "2.5")}
+    assert data.classes == ({**classes, "": ()}.get(label, ("2", "3", "4")))
+
+
+def test_categories_of_parquet_keep_their_order_and_members(tmp_path):
+    frame = categories()[["a", "size", "sort", "grade"]]
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=17)
+    for label in ("", "grade"):
+        data = load(tmp_path / "t.parquet", label=label)
+        labels = torch.cat([data.train_labels, data.test_labels]) if label else None
+        back = data.scaling.frame(torch.cat([data.train, data.test]), labels)
+        for name in ("size", "sort"):
+            assert list(back[name].cat.categories) == list(frame[name].cat.categories)
+            assert back[name].cat.ordered == frame[name].cat.ordered
+        assert back["grade"].dtype == "int8"
+    column = data.scaling.columns[1]
+    assert (column.values, column.width) == (("small", "big"), 2)  # those that no row has cost nothing
+
+
+def test_a_dictionary_of_integers_with_gaps_holds_integers(tmp_path, monkeypatch):
+    table = pyarrow.table({"a": pyarrow.array([7, None, 2]).dictionary_encode(), "b": [1.0, 2.0, 3.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    source = ParquetSource(tmp_path / "t.parquet", False)
+    # pyarrow 26 reads such columns as plain integers
+    source.fields = (Field("a", "category", "int64"), source.fields[1])
+    monkeypatch.setattr(ParquetSource, "_table", lambda self, chunk, names: table)
+    found = source.read(0, ["a"])["a"].tolist()
+    assert found == [7, None, 2]
+    assert [type(value) for value in found] == [int, type(None), int]
 
 
 # --- Splits and classes -----------------------------------------------------------------------------------------------
@@ -400,6 +510,69 @@ def test_the_digest_tells_changed_shards_and_rows_apart(tmp_path):
     assert load(shards(tmp_path / "other", changed), stream="always").train.digest() != first.train.digest()
 
 
+def test_the_digest_tells_changes_within_row_groups(tmp_path):
+    """Of values that are not the extremes of their row group, in files of the same size and the same footer."""
+    frame = pandas.DataFrame({"a": np.arange(400.0), "b": np.arange(400.0)})
+    digests = set()
+    for k, change in enumerate(({}, {(150, "a"): 150.5}, {(350, "b"): 350.5})):
+        for (row, column), value in change.items():
+            frame.loc[row, column] = value
+        path = tmp_path / f"{k}" / "t.parquet"
+        path.parent.mkdir()
+        frame.to_parquet(path, index=False, row_group_size=100, compression=None, use_dictionary=False)
+        digests.add(ParquetSource(path, False).digest())
+        frame = pandas.DataFrame({"a": np.arange(400.0), "b": np.arange(400.0)})
+    assert len({(path.stat().st_size, path.read_bytes()[-400:]) for path in tmp_path.glob("*/*.parquet")}) == 1
+    assert len(digests) == 3
+
+
+def test_the_footer_is_parsed_once_and_travels_to_readers(tmp_path):
+    path = written(tmp_path, mixed(), "parquet")
+    source = ParquetSource(path, False)
+    expected = [source.read(chunk, ["height"])["height"] for chunk in range(len(source.sizes))]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300] + bytes(300))  # as if there were no footer
+    source = pickle.loads(pickle.dumps(source))
+    for chunk, values in enumerate(expected):
+        np.testing.assert_array_equal(source.read(chunk, ["height"])["height"], values)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("block", [1, 150, 1 << 24])
+def test_examples_taken_in_by_blocks_of_columns_are_the_table(tmp_path, monkeypatch, kind, block):
+    path = written(tmp_path, mixed(), kind)
+    monkeypatch.setattr("ornstein.data.tables.BLOCK", block)
+    data = load(path)
+    expected = mixed().sort_values("height").reset_index(drop=True)
+    pandas.testing.assert_frame_equal(rows_of(data), expected, check_exact=False, rtol=1e-5)
+
+
+def test_columns_are_read_by_blocks_which_are_let_go(tmp_path, monkeypatch):
+    alive, most = [], []
+    real = ParquetSource.read
+
+    def read(self, chunk, names):
+        found = {name: values.copy() for name, values in real(self, chunk, names).items()}
+        alive.extend(map(weakref.ref, found.values()))
+        most.append(sum(array.nbytes for ref in alive if (array := ref()) is not None))
+        return found
+
+    monkeypatch.setattr(ParquetSource, "read", read)
+    monkeypatch.setattr("ornstein.data.tables.BLOCK", 8 * 13 * 2)  # two columns of a row group
+    path = written(tmp_path, mixed(), "parquet")
+    assert len(load(path).train) == 108
+    assert max(most) <= 2 * 8 * 13 * 2  # the block that is worked on and the next
+    assert len(most) == 2 * (9 * 5 + 2)  # twice; the last row group has 3 rows
+
+
+@pytest.mark.parametrize("block", [1, 1 << 24])
+def test_rows_that_a_late_column_makes_unusable_are_measured_in_none(monkeypatch, block):
+    monkeypatch.setattr("ornstein.data.tables.BLOCK", block)
+    frame = pandas.DataFrame({"a": [*range(20), 1e6], "b": [*np.arange(20.0), np.inf]})
+    data = from_frame(frame, "t", 0, DataOptions(skip_bad=True))
+    assert (data.scaling.columns[0].high, data.scaling.columns[1].high, data.skipped) == (19, 19, 1)
+
+
 def test_streaming_is_chosen_by_the_memory_of_the_table(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr("ornstein.data.tables.too_large", lambda size, mode: sizes.append((size, mode)) or False)
@@ -434,6 +607,35 @@ def test_a_column_that_is_text_for_the_most_part_is_categories(tmp_path):
     assert data.scaling.columns[1].values == ("7", "x", "y")
 
 
+def test_text_late_in_a_long_file_is_named(tmp_path):
+    """pandas reads files by pieces of some 2^18 lines of two fields, and would tell the type of each on its own."""
+    path = text(tmp_path, "a,b\n" + "1,2.5\n" * 300_000 + "1,oops\n")
+    with pytest.raises(DataError, match=r"line 300002: text in the numeric column 'b': 'oops'; expected"):
+        load(path)
+
+
+def test_all_digits_of_a_file_count(tmp_path):
+    value = np.random.default_rng(0).normal(size=999) * 10.0 ** np.random.default_rng(1).integers(-20, 20, 999)
+    data = load(text(tmp_path, pandas.DataFrame({"a": value}).to_csv(index=False)))
+    assert sorted(torch.cat([data.train, data.test]).flatten().tolist()) == sorted(value)
+
+
+def test_the_columns_of_an_array_are_named_by_numbers(tmp_path):
+    value = np.random.default_rng(0).normal(size=(20, 3))
+    pandas.DataFrame(value).to_csv(tmp_path / "t.csv", index=False)
+    data = load(tmp_path / "t.csv")
+    assert data.scaling.names == ("0", "1", "2")
+    np.testing.assert_array_equal(np.sort(torch.cat([data.train, data.test]), 0), np.sort(value, 0))
+
+
+def test_blank_lines_are_no_rows(tmp_path):
+    data = load(text(tmp_path, "\na,b\n \n" + GOOD.replace(",w0", "").replace(",w1", "").replace(",w2", "") + "\n\n"))
+    assert (len(data.train) + len(data.test), data.skipped) == (20, 0)
+    # a missing value of a single column is a line of ""
+    data = load(text(tmp_path, "a\n" + '1\n""\n2\n\n' * 5))
+    assert (len(data.train) + len(data.test), data.scaling.columns[0].missing) == (15, pytest.approx(1 / 3, abs=0.1))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -442,9 +644,15 @@ def test_a_column_that_is_text_for_the_most_part_is_categories(tmp_path):
         ("a,b,a\n1,2,3\n", r"1 column names more than once \(a\)"),
         (",b\n0,2\n", r"column 1 of 2 has no name.*index=False"),
         ("1,2\n3,4\n", "begins with numbers, 1, 2; expected a line of column names"),
-        ("a;b\n1;2\n", "separated by ';'; expected commas"),
+        ("1,0\n3,4\n", "begins with numbers"),
+        ("a;b\n1,5;2,5\n", r"separated by ';'; expected commas: convert it.*sep=';'"),
+        ("a,b\n" + '"1,5",2\n"-2,25",3\n7,4\n' * 9, r"t\.csv: the column 'a' holds numbers with decimal commas.*'1,5'"),
+        ("a,b\n" + '1,"2\n3"\n' * 5 + "1,2,3\n", r"line 12 has 3 fields for 2 names"),
+        ('a,b\n1,2\n1,"2\n', r"cannot be read \(.*EOF inside string"),
+        ("a,b,c\n" + GOOD + "1,2.0\n", r"line 22: too few fields: 2 for 3 names; expected as many.*cut short"),
+        ("a,b,c\n" + GOOD + "1\n1,2.0\n", r"line 22: too few fields: 1 for 3 names \(and 1 more rows\)"),
         ("a,b\n1,2,3\n1,2\n", "line 2 has 3 fields for 2 names"),
-        ("a,b\n" + "1,2\n" * 5 + "1,2,3\n", r"Expected 2 fields in line 7, saw 3.*--skip-bad"),
+        ("a,b\n" + "1,2\n" * 5 + "1,2,3\n", r"line 7 has 3 fields for 2 names.*--skip-bad"),
         ("a,b\n" + "1,2\n" * 9, "all 2 columns are constant"),
         ("a\n1\n2\n", "2 examples, of which 1 would be held out"),
         ("a,b\n1,2\n3,inf\n" + "5,6\n" * 9, r"line 3: an infinite value in the column 'b'"),
@@ -463,13 +671,23 @@ def test_bad_csv(tmp_path, content, said):
 
 
 def test_lines_that_cannot_be_read_and_infinite_values_are_passed_over_on_demand(tmp_path):
-    data = load(text(tmp_path, "a,b,c\n" + GOOD + "1,2,3,4\n7,inf,w1\n8,-inf,w1\n"), skip_bad=True)
-    assert len(data.train) + len(data.test) == 20
+    bad = '1,2,3,4\n\n7,inf,w1\n9,9\n1,"2,5",3,4\n8,-inf,w1\n'
+    data = load(text(tmp_path, "a,b,c\n" + GOOD + bad + GOOD + "1,2"), skip_bad=True)
+    assert (len(data.train) + len(data.test), data.skipped) == (40, 6)
     said = (
-        "passed over 1 lines with more fields than names; passed over 2 of 22 rows: an infinite value in the column 'b'"
+        "passed over 2 lines with more fields than names; passed over 4 of 44 rows: too few fields (2), an infinite value "
+        "in the column 'b' (2)"
     )
     assert said in data.describe()
     assert torch.isfinite(data.scaling.encode(data.train)).all()
+    with pytest.raises(DataError, match="line 2 has 4 fields for 3 names"):  # so have all lines, probably
+        load(text(tmp_path, "a,b,c\n1,2,3,4\n" + GOOD), skip_bad=True)
+
+
+def test_quotes_that_are_read_in_two_ways_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("ornstein.data.frames._check_lines", lambda path, width, skip_bad: (21, 0, None))
+    with pytest.raises(DataError, match=r"21 rows by its commas and quotes, of which pandas reads 20"):
+        load(text(tmp_path, "a,b,c\n" + GOOD), skip_bad=True)
 
 
 def test_files_that_are_no_text(tmp_path):
@@ -533,6 +751,7 @@ def test_damaged_parquet(tmp_path):
     data = load(folder, skip_bad=True)
     assert len(data.train) + len(data.test) == 80
     assert "passed over a shard" in data.describe()
+    assert data.skipped == 1  # nobody knows of how many rows
     # the footer whole, the data of the first row group not: with and without a label, which is read first
     second = pyarrow.parquet.ParquetFile(folder / "part-0.parquet").metadata.row_group(1).column(0)
     end = second.dictionary_page_offset or second.data_page_offset  # much the same in all shards
@@ -557,6 +776,13 @@ def test_columns_of_types_that_are_none_of_a_table(tmp_path):
         from_frame(frame, "t", 0, DataOptions())
     with pytest.raises(DataError, match="'when' is of type date; expected numbers"):
         from_frame(frame.assign(when=frame["when"].dt.date), "t", 0, DataOptions())
+
+
+def test_members_of_categories_that_are_none_of_a_table():
+    frame = pandas.DataFrame({"a": np.arange(20.0), "c": pandas.cut(np.arange(20), 3)})
+    for label in ("", "c"):
+        with pytest.raises(DataError, match=r"^t: the column 'c' holds Interval.*expected numbers, booleans or text"):
+            from_frame(frame, "t", 0, DataOptions(label=label))
 
 
 def test_values_and_tables_that_are_not_those_of_the_scaling():

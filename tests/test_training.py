@@ -586,7 +586,9 @@ def test_of_two_runs_begun_in_one_folder_the_second_is_refused(tmp_path):
     experiment.create(options(steps=2), tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ornstein.experiment.creation.prepare", lambda *args: second)  # it looked before the first was made
+        patch.setattr(
+            "ornstein.experiment.creation.prepare", lambda *args: second
+        )  # it looked before the first was made
         with pytest.raises(ConfigurationError, match="exists already"):
             experiment.create(options(steps=2, seed=1), tmp_path / "run")
     assert (tmp_path / "run" / "config.json").read_bytes() == before

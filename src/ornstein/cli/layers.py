@@ -1,6 +1,7 @@
 """From where an option of training has its value: defaults, then a preset, then a TOML file, then the command line."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -12,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from ornstein.config import GROUPS, RunOptions, preset, with_options
+from ornstein.config import GROUPS, TABLES, RunOptions, preset, with_options
 from ornstein.errors import ConfigurationError, nearest
 
 NO_PRESET = "none"
@@ -82,7 +83,7 @@ def _preset_for(data: str) -> str:
 
     if data in TOYS:
         return "toy2d"
-    if data.lower().endswith((".csv", ".csv.gz", ".parquet")) or any(Path(data).glob("*.parquet")):
+    if data.lower().endswith(TABLES) or (data and any(Path(os.path.expanduser(data)).glob("*.parquet"))):
         return "table"
     return "digits" if data == "digits" else NO_PRESET
 

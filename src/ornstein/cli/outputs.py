@@ -56,8 +56,11 @@ def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> N
         arrays: dict[str, np.ndarray] = {"samples": x.numpy()}
         if labels is not None:
             arrays["labels"] = labels.numpy()
-        with atomic_write(path) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        with (
+            atomic_write(path) as temporary,
+            open(temporary, "wb") as file,
+        ):  # by a name, numpy would add its own ending
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     elif kind == "table":
         from ornstein.data import TableScaling
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ornstein.config import DataOptions
 from ornstein.data.dataset import Dataset, Part, assemble
+from ornstein.data.scaling import SERIES_NOTE
 from ornstein.errors import DataError
 
 # Names looked for, in this order: training examples, their labels, held-out examples, their labels.
@@ -70,10 +71,10 @@ def _choose(path: Path, file: "np.lib.npyio.NpzFile") -> tuple[str | None, ...]:
 
 def _refuse_ragged(path: Path, file: "np.lib.npyio.NpzFile") -> None:
     """Raise DataError where the arrays are series of one kind but of different lengths."""
-    shapes = {name: file[name].shape for name in file.files}
-    lengths = sorted({shape[0] for shape in shapes.values() if shape})
-    if len(lengths) > 1 and len({shape[1:] for shape in shapes.values() if len(shape) in (1, 2)}) == 1:
-        first, other = next((a, b) for a in shapes for b in shapes if shapes[a][:1] < shapes[b][:1])
+    shapes = {name: shape for name in file.files if len(shape := file[name].shape) in (1, 2)}
+    lengths = sorted({shape[0] for shape in shapes.values()})
+    if len(lengths) > 1 and len({shape[1:] for shape in shapes.values()}) == 1:
+        first, other = next((a, b) for a in shapes for b in shapes if shapes[a][0] < shapes[b][0])
         raise DataError(
             f"{path} holds {len(shapes)} series of {len(lengths)} lengths, {lengths[0]} to {lengths[-1]} ({first}: "
             f"{shapes[first][0]}, {other}: {shapes[other][0]}); {SERIES}"
@@ -119,16 +120,20 @@ def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str
             "for single numbers use x.reshape(-1, 1)"
         )
     levels: int | None = None
-    note, dtype = "", "float32"
+    dtype, notes = "float32", []
     if array.dtype == np.bool_ or array.dtype == np.uint8:
         levels, dtype = (2 if array.dtype == np.bool_ else 256), "uint8"
     elif array.dtype.kind in "ui":
         dtype = "float32" if array.dtype.itemsize <= 2 else "float64"
-        note = f"{array.dtype} values are taken as continuous, so samples are not rounded (for images store uint8)"
+        notes.append(
+            f"{array.dtype} values are taken as continuous, so samples are not rounded (for images store uint8)"
+        )
     elif array.dtype.itemsize > 4:
         dtype = "float64"
+    if array.ndim == 3 and levels is None:
+        notes.append(SERIES_NOTE)
     # A copy in C order and the machine's byte order where the file has others; torch takes no other.
-    return torch.from_numpy(np.require(array, dtype, ["C", "W"])), levels, note
+    return torch.from_numpy(np.require(array, dtype, ["C", "W"])), levels, "; ".join(notes)
 
 
 @contextmanager

@@ -24,8 +24,6 @@ from ornstein.files import atomic_write
 if TYPE_CHECKING:
     import pandas
 
-PANDAS_HINT = 'pip install "ornstein[tables]"'
-
 
 @dataclass(frozen=True)
 class TableScaling:
@@ -212,5 +210,5 @@ def require_pandas() -> Any:
         import pandas
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ConfigurationError(f"tables need pandas and pyarrow ({error}); {PANDAS_HINT}") from error
+        raise ConfigurationError(f'tables need pandas and pyarrow ({error}); pip install "ornstein[tables]"') from error
     return pandas

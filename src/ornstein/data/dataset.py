@@ -1,10 +1,11 @@
 """A data set: raw training and held-out examples, their labels, and the scaling measured on the training part."""
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the training examples and labels, shapes and types: tells whether data are the same.
+        """SHA-256 (hex) of the training examples and labels, shapes and types, and of what their codes mean (the names of
+        classes, the columns of a table and their categories): tells whether data are the same.
 
         Of a stream its `digest` stands for the examples, so the same data have another fingerprint when streamed.
         """
@@ -58,7 +60,17 @@ class Dataset:
                     digest.update(examples.cpu().contiguous().numpy().data.cast("B"))
                 else:
                     digest.update(examples.digest().encode())
+        meaning = self._meaning()
+        if any(meaning):
+            digest.update(json.dumps(meaning).encode())
         return digest.hexdigest()
+
+    def _meaning(self) -> list[list[Any]]:
+        """Names of the classes, then of a table its columns by name with their categories; lists that JSON can hold."""
+        if isinstance(self.scaling, Scaling):
+            return [list(self.classes), []]
+        columns = [[column.name, getattr(column, "values", None)] for column in self.scaling.columns]
+        return [list(self.classes), [*columns, getattr(self.scaling.label, "name", None)]]
 
     def describe(self) -> str:
         """One line: name, counts, shape, classes, sigma_data, notes."""
@@ -168,8 +180,8 @@ def require_labels(dataset: Dataset) -> None:
     """Raise DataError where `dataset` has no labels, which a class-conditional model needs."""
     if dataset.train_labels is None:
         raise DataError(
-            f"{dataset.name} has no labels, which a conditional model needs; give labels (in .npz an array 'labels', "
-            "in folders one subfolder a class, in zips dataset.json) or train without classes"
+            f"{dataset.name} has no labels, which a conditional model needs; give labels (of a table --label COLUMN, in "
+            ".npz an array 'labels', in folders one subfolder a class, in zips dataset.json) or train without classes"
         )
 
 

@@ -16,7 +16,7 @@ from ornstein.config import DataOptions
 from ornstein.data.dataset import Dataset, Part, assemble
 from ornstein.data.pictures import picture_part
 from ornstein.data.stores import HEAD_BYTES, heads
-from ornstein.data.streaming import refuse_streaming
+from ornstein.data.streaming import refuse_streaming, refuse_table_options
 from ornstein.errors import ConfigurationError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas
 
 _HELD_OUT = ("test", "validation")
+_CLASSES = ("int", "uint", "float", "bool", "string", "large_string")  # types of values that can tell a class
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 def load_hub(name: str, seed: int, options: DataOptions) -> Dataset:
@@ -33,8 +35,8 @@ def load_hub(name: str, seed: int, options: DataOptions) -> Dataset:
     "validation", else they are split off. Classes of images: the column `options.label`, else the one column of classes
     that there is. No code of a data set is run.
 
-    Raises ConfigurationError where `datasets` is not installed, DataError for data that cannot be found, fetched or
-    read, with several columns of images, or with nothing to train on.
+    Raises ConfigurationError where `datasets` is not installed or options do not fit, DataError for data that cannot be
+    found, fetched or read, with several columns of images, or with nothing to train on.
     """
     try:
         import datasets
@@ -50,6 +52,7 @@ def load_hub(name: str, seed: int, options: DataOptions) -> Dataset:
     if not images:
         table = _table(name, train, test, seed, options)
         return replace(table, name=Path(path).name, notes=(*notes, *table.notes))
+    refuse_table_options(f"{name}, data of images,", replace(options, label=""))
     label, more = _label_column(name, [part for part in (train, test) if part is not None], options.label)
     parts = [_pictures(name, part, images[0], label, options) for part in (train, test) if part is not None]
     return assemble(
@@ -153,6 +156,12 @@ def _label_column(name: str, parts: list["datasets.Dataset"], asked: str) -> tup
         raise ConfigurationError(
             f"{name} has no column {asked!r}{nearest(asked, features)}; its columns are {', '.join(features)}"
         )
+    if asked and not _tells_a_class(features[asked]):
+        fitting = ", ".join(c for c, kind in features.items() if _tells_a_class(kind)) or "none"
+        raise ConfigurationError(
+            f"{name}: the column {asked!r} for --label is of type {features[asked]}; expected whole numbers, text or "
+            f"classes, one in each row; such columns: {fitting}"
+        )
     columns = [asked] if asked else [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if len(columns) > 1:
         return None, (f"no classes are read: choose one of the columns {', '.join(columns)} by --label",)
@@ -165,6 +174,14 @@ def _label_column(name: str, parts: list["datasets.Dataset"], asked: str) -> tup
                 raise DataError(f"{name}: {lack}; expected a class for each: leave out --label, or these rows")
             return None, (f"no classes are read: {lack}",)
     return (columns[0] if columns else None), ()
+
+
+def _tells_a_class(kind: object) -> bool:
+    import datasets
+
+    return isinstance(kind, datasets.ClassLabel) or (
+        isinstance(kind, datasets.Value) and kind.dtype.startswith(_CLASSES)
+    )
 
 
 def _pictures(name: str, split: "datasets.Dataset", column: str, label: str | None, options: DataOptions) -> Part:
@@ -198,10 +215,15 @@ def _table(
 
 
 def _frame(split: "datasets.Dataset") -> "pandas.DataFrame":
-    """The table of a split, with classes by their names."""
+    """The table of a split, with classes by their names; integers stay integers where some are missing."""
     import datasets
+    import pandas
+    import pyarrow
 
-    frame = split.to_pandas()
+    integers = {
+        getattr(pyarrow, name)(): pandas.array([], name.capitalize().replace("Ui", "UI")).dtype for name in _INTEGERS
+    }
+    frame = split.with_format("arrow")[:].to_pandas(types_mapper=integers.get)
     for column, kind in split.features.items():
         if isinstance(kind, datasets.ClassLabel):
             frame[column] = [None if value is None or value < 0 else kind.int2str(value) for value in split[column]]

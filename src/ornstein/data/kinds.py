@@ -11,7 +11,7 @@ all of mean 0 over the training data. A column of one value takes no part in the
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class Numeric:
     missing: share of the training data where it is missing, None in a column that always has a value.
     knots, scores: values, rising, and their normal scores, standardised; linear between them, which decodes exactly
         what was a knot, and constant beyond: samples keep within the training data. Empty where not by quantiles.
+    lower, upper: scores of the ends of the ranks that each knot takes, all of which decode to it: a value that 40 % of
+        the rows have is 40 % of what a normal law gives. Empty where none is in two rows.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Numeric:
     missing: float | None = None
     knots: tuple[float, ...] = ()
     scores: tuple[float, ...] = ()
+    lower: tuple[float, ...] = ()
+    upper: tuple[float, ...] = ()
 
     @property
     def varies(self) -> bool:
@@ -71,6 +75,13 @@ class Numeric:
         """Knots and scores as tensors, which they are slow to become."""
         return torch.tensor(self.knots, dtype=torch.float64), torch.tensor(self.scores, dtype=torch.float64)
 
+    @cached_property
+    def _inverse(self) -> tuple[Tensor, Tensor]:
+        """Scores and knots of the way back: two scores for a knot that takes several ranks, one for any other."""
+        ends = torch.tensor([self.lower or self.scores, self.upper or self.scores], dtype=torch.float64).T
+        keep = torch.stack([torch.ones(len(ends), dtype=torch.bool), ends[:, 1] > ends[:, 0]], 1)
+        return ends[keep], self._nodes[0][:, None].expand(-1, 2)[keep]
+
     def encode(self, raw: Tensor) -> Tensor:
         """Raw values (b,) -> model units (b, width)."""
         lacks = raw.isnan()
@@ -89,8 +100,7 @@ class Numeric:
         low, high = (math.nan if value is None else value for value in (self.low, self.high))
         raw = x.new_full((len(x),), low)
         if self.varies:
-            knots, scores = self._nodes
-            raw = _interpolate(x[:, 0], scores, knots) if self.knots else x[:, 0] / self.scale + self.shift
+            raw = _interpolate(x[:, 0], *self._inverse) if self.knots else x[:, 0] / self.scale + self.shift
             raw = raw.round().clamp(low, high) if self.whole else raw
         if self.width > int(self.varies) and self.missing is not None:
             raw = torch.where(x[:, -1] / 2 + self.missing > 0.5, math.nan, raw)
@@ -114,12 +124,17 @@ class Category:
     kind: "text", "boolean" or "category"; "integer" of a column of classes.
     values: the categories, in the order of their codes, None for the missing.
     shares: of each in the training data, 0 where only held-out data have it.
+    dtype: of the numbers that are its categories, "" where they are none.
+    members, ordered: of a pandas category, in its own order, with those that no row has.
     """
 
     name: str
     kind: str
     values: tuple[Value, ...]
     shares: tuple[float, ...]
+    dtype: str = ""
+    members: tuple[Value, ...] = ()
+    ordered: bool = False
 
     @property
     def width(self) -> int:
@@ -154,11 +169,12 @@ class Category:
         values = [self.values[code] for code in raw.long().tolist()]
         known = [value for value in self.values if value is not None]
         if self.kind == "category":
-            return pandas.Series(pandas.Categorical(values, categories=known), name=self.name)
+            members = pandas.Index(self.members or known, dtype=self.dtype or None)
+            return pandas.Series(pandas.Categorical(values, members, ordered=self.ordered), name=self.name)
         boolean = "bool" if len(known) == len(self.values) else "boolean"
         # Before pandas 3 text was held as objects, and the type "str" made the missing the word "None".
         words = "object" if pandas.__version__.startswith("2.") else "str"
-        dtype: Any = {"text": words, "integer": "int64", "boolean": boolean}[self.kind]
+        dtype: Any = {"text": words, "integer": self.dtype or "int64", "boolean": boolean}[self.kind]
         return pandas.Series(values, name=self.name, dtype=dtype)
 
 
@@ -171,17 +187,18 @@ def to_plain(column: Column) -> dict[str, Any]:
 
 
 def from_plain(values: Mapping[str, Any]) -> Column:
-    """The column that `to_plain` wrote. Raises ConfigurationError on other fields."""
+    """The column that `to_plain` wrote, fields with a default left out or not. Raises ConfigurationError on others."""
     kinds: tuple[Any, ...] = (Numeric, Category)
     for kind in kinds:
-        if set(values) == {f.name for f in fields(kind)}:
+        needed = {f.name for f in fields(kind) if f.default is MISSING}
+        if needed <= set(values) <= {f.name for f in fields(kind)}:
             found: Column = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
             return found
     raise ConfigurationError(f"a column with the fields {sorted(values)}; expected those of numbers or of categories")
 
 
 def _interpolate(x: Tensor, nodes: Tensor, values: Tensor) -> Tensor:
-    """The values at x, linear between the rising nodes and constant beyond them; exact at the nodes."""
+    """The values at x, linear between the rising nodes, constant beyond them and between equal values; exact there."""
     right = torch.searchsorted(nodes, x.contiguous()).clamp(1, len(nodes) - 1)
     share = ((x - nodes[right - 1]) / (nodes[right] - nodes[right - 1])).clamp(0, 1)
-    return values[right - 1] * (1 - share) + values[right] * share
+    return torch.lerp(values[right - 1], values[right], share)

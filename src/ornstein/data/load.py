@@ -4,21 +4,20 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ornstein.config import DataOptions
+from ornstein.config import TABLES, DataOptions
 from ornstein.data.arrays import load_arrays
 from ornstein.data.dataset import Dataset
 from ornstein.data.digits import digits
 from ornstein.data.folders import load_folder, load_zip
 from ornstein.data.pictures import SUFFIXES
-from ornstein.data.streaming import refuse_streaming
+from ornstein.data.streaming import refuse_streaming, refuse_table_options
 from ornstein.data.toys import TOYS, toy
 from ornstein.errors import DataError, nearest
 
 PREFIX = "hf:"
 NAMES = ("digits", *TOYS)
-_TABLES = (".csv", ".csv.gz", ".parquet")
 _ACCEPTED = (
-    f"{', '.join(NAMES)}, a .npy or .npz file, a {', '.join(_TABLES)} table, a folder of images or of .parquet files, "
+    f"{', '.join(NAMES)}, a .npy or .npz file, a {', '.join(TABLES)} table, a folder of images or of .parquet files, "
     "a .zip of images, or hf:NAME"
 )
 
@@ -44,6 +43,7 @@ def load_dataset(
     name = os.fspath(source)
     if name in NAMES:
         refuse_streaming(name, options)
+        refuse_table_options(name, options)
     if name == "digits":
         return digits(seed, options.holdout)
     if name in TOYS:
@@ -52,14 +52,25 @@ def load_dataset(
         from ornstein.data.hub import load_hub
 
         return load_hub(name, seed, options)
-    return _load_path(Path(name).expanduser(), name, seed, options)
+    return _load_path(Path(os.path.expanduser(name)), name, seed, options)
+
+
+def has_columns(source: str) -> bool:
+    """Whether `source` is a table, or may be one, as what is behind hf: may; options of columns fit no other data."""
+    return source not in NAMES and (source.startswith(PREFIX) or _is_table(Path(os.path.expanduser(source))))
+
+
+def _is_table(path: Path) -> bool:
+    return path.name.lower().endswith(TABLES) if path.is_file() else any(path.glob("*.parquet"))
 
 
 def _load_path(path: Path, name: str, seed: int, options: DataOptions) -> Dataset:
-    if path.name.lower().endswith(_TABLES) if path.is_file() else any(path.glob("*.parquet")):
+    if _is_table(path):
         from ornstein.data.tables import load_table
 
         return load_table(path, seed, options)
+    if path.exists():
+        refuse_table_options(str(path), options)
     if path.is_dir():
         return load_folder(path, seed, options)
     suffix = path.suffix.lower()

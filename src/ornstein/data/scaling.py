@@ -23,6 +23,7 @@ from ornstein.errors import ConfigurationError, DataError, NumericalError
 IMAGES = ("hw", "hwc", "chw")
 LAYOUTS = (*IMAGES, "lc", "plain")
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "float64": torch.float64}
+SERIES_NOTE = "arrays of 3 axes are taken as series (n, length, channels); for grey images store uint8"
 _CHUNK = 1 << 22  # values looked at in one go: statistics of large data need no float64 copy of them
 
 
@@ -273,7 +274,9 @@ def _moments(raw: Tensor, per_feature: bool, kind: str) -> tuple[Tensor, Tensor]
         if not per_feature or table.shape[1] == 1:
             raise DataError(f"all training values are {float(table[0, 0]):g}; expected data that vary")
         named = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
-        remedy = "x[:, x.std(0) > 0]" if kind == "column" else "x[..., x.std((0, 1)) > 0]"
+        remedy = "x[:, x.std(0) > 0]"
+        if kind == "channel":
+            remedy = f"x[..., x.std((0, 1)) > 0] ({SERIES_NOTE})"
         raise DataError(
             f"{len(columns)} of {table.shape[1]} {kind}s are constant ({kind} {named}, counted from 0); such {kind}s "
             f"have no density: remove them, e.g. x = {remedy}"

@@ -48,7 +48,8 @@ class _Names:
 
 
 class FolderStore:
-    """The files in a folder and its subfolders; hidden folders are left out.
+    """The files in a folder and its subfolders, through links too; hidden folders, and links to a folder that they are in,
+    are left out.
 
     Raises DataError for a folder that cannot be read.
     """
@@ -59,7 +60,7 @@ class FolderStore:
 
         names = []
         for root, folders, files in os.walk(path, onerror=stop, followlinks=True):
-            folders[:] = [f for f in folders if not f.startswith(".")]
+            folders[:] = [f for f in folders if not f.startswith(".") and not _leads_back(os.path.join(root, f))]
             names += [(Path(root) / f).relative_to(path).as_posix() for f in files]
         self.path, self.names = path, _Names(names)
 
@@ -76,18 +77,29 @@ class FolderStore:
         return f"{self.path}/{self.names[number]}"
 
     def digest(self, numbers: np.ndarray) -> str:
-        """Of names and sizes, and of the first 4 KiB of at most 1000 files, evenly spread."""
+        """Of names and sizes, and of the first 4 KiB of at most 1000 files, evenly spread; "-" for what cannot be read."""
         digest = hashlib.sha256()
-        try:
-            for number in numbers.tolist():
-                name = self.names[number]
-                digest.update(f"{name}\0{(self.path / name).stat().st_size}\0".encode("utf-8", "surrogateescape"))
-            for number in heads(numbers):
+        for number in numbers.tolist():
+            name = self.names[number]
+            try:
+                size = str((self.path / name).stat().st_size)
+            except OSError:
+                size = "-"
+            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+        for number in heads(numbers):
+            try:
                 with open(self.path / self.names[number], "rb") as file:
                     digest.update(file.read(HEAD_BYTES))
-        except OSError as error:
-            raise DataError(f"{error.filename} cannot be read ({error.strerror}); expected an image") from error
+            except OSError:
+                digest.update(b"-")
         return digest.hexdigest()
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a folder is a link to one that it is in, by which a walk would never end."""
+    if not os.path.islink(folder):
+        return False
+    return os.path.realpath(folder) in {os.path.realpath(above) for above in Path(folder).absolute().parents}
 
 
 class ZipStore:

@@ -5,6 +5,7 @@ so what is read, and in which order, does not depend on the number of worker pro
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -69,18 +70,34 @@ def refuse_streaming(source: str, options: DataOptions) -> None:
         )
 
 
+def refuse_table_options(source: str, options: DataOptions) -> None:
+    """Raise ConfigurationError where `options` speak of the columns of a table, and the data have none."""
+    if options.label:
+        raise ConfigurationError(
+            f"{source} has no columns of a table, got --label {options.label}; leave it out: classes are the subfolders of a "
+            "folder of images, or the array 'labels' of an .npz file"
+        )
+    if options.numeric != "standardise":
+        raise ConfigurationError(f"{source} has no columns of a table, got --numeric {options.numeric}; leave it out")
+
+
 def spread(n: int, count: int) -> Tensor:
     """min(n, count) of the rows 0 .. n - 1, evenly spread: the middles of as many equal parts, int64."""
     count = min(n, count)
     return (2 * torch.arange(count) + 1) * n // (2 * max(1, count))
 
 
-def batches(examples: Tensor | Stream, plan: Iterator[Tensor], workers: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+def batches(
+    examples: Tensor | Stream, plan: Iterator[Tensor], workers: int, pin: bool = False
+) -> Iterator[tuple[Tensor, Tensor, int]]:
     """For each tensor of rows (b,) in `plan`: (the rows, their raw examples, how many of these are stand-ins).
 
     A tensor is indexed where it lies. A stream is read by `workers` processes, at most `PREFETCH` batches each ahead of
     the caller, in the order of the plan; by this process where there are none. The plan may be endless. Closing the
-    generator ends the processes. Random numbers outside are left as they were.
+    generator ends the processes, and so does the end of this one; SIGTERM and SIGINT do not, as they go to all processes
+    of a terminal or a job, of which this one may want to finish a step. Random numbers outside are left as they were.
+
+    pin: put what was read into page-locked memory, from which copies to a GPU are fast; starts CUDA.
 
     Raises what reading raises (DataError), as the batch it belongs to is due, and DataError where a process was killed
     while a batch was waited for; see `killed_readers_named` for the rest of the time.
@@ -96,7 +113,8 @@ def batches(examples: Tensor | Stream, plan: Iterator[Tensor], workers: int) -> 
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         collate_fn=_as_read,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global state
     )
     with killed_readers_named():
@@ -139,6 +157,12 @@ class _Reader(torch.utils.data.Dataset[Any]):
             return rows, *self._stream.read(rows)
         except OrnsteinError as error:
             return error
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leave it to the process that is read for what a signal to all of its processes means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_read(item: Any) -> Any:

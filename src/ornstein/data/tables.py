@@ -1,9 +1,9 @@
 """Tables -> `Dataset`: CSV files, Parquet files and folders of them, and pandas frames."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +16,17 @@ from ornstein.config import DataOptions
 from ornstein.data.columns import TableScaling
 from ornstein.data.dataset import Dataset, Part, split
 from ornstein.data.frames import FrameSource, read_csv
-from ornstein.data.kinds import Category, Numeric
+from ornstein.data.kinds import Category, Column, Numeric
 from ornstein.data.parquet import ParquetSource, TableStream
 from ornstein.data.streaming import too_large
-from ornstein.data.survey import Fault, Field, Source, Survey, infinite_rows, raw_examples
+from ornstein.data.survey import Fault, Field, Source, Survey, category, infinite_rows, plain, raw_examples
 from ornstein.errors import ConfigurationError, DataError, nearest
 
 if TYPE_CHECKING:
     import pandas
 
 HOLDOUT = 0.1
+BLOCK = 1 << 24  # bytes of a chunk that are read at a time, or a single column
 
 
 def load_table(path: Path, seed: int, options: DataOptions) -> Dataset:
@@ -33,7 +34,9 @@ def load_table(path: Path, seed: int, options: DataOptions) -> Dataset:
 
     Columns of numbers are standardised, or transformed by quantiles (`options.numeric`); text, booleans and pandas
     categories are categories; missing values keep a mark of their own. The column `options.label` gives the classes.
-    Parquet is streamed by `options.stream`, judged by the memory that the table takes as float64.
+    Parquet is streamed by `options.stream`, judged by the memory that the table takes as float64. What is not streamed
+    is read twice by blocks of columns, to measure it and to take it in: memory holds the raw examples and, of a CSV file
+    or a frame, the pandas table, but no third copy.
 
     Raises DataError where the table cannot be read or trained on (see `ornstein.data.frames`, `parquet` and `survey`),
     ConfigurationError where pandas and pyarrow are not installed, or options do not fit.
@@ -41,11 +44,10 @@ def load_table(path: Path, seed: int, options: DataOptions) -> Dataset:
     if path.is_dir() or path.suffix.lower() == ".parquet":
         source = ParquetSource(path, options.skip_bad)
         stream = too_large(8 * sum(source.sizes) * len(source.fields), options.stream)
-        return _Table(source, seed, options, source.notes).dataset(path.name, source if stream else None)
+        return _Table(source, seed, options).dataset(path.name, source if stream else None)
     if options.stream == "always":
         raise ConfigurationError(f"{path} cannot be streamed, as text has no row groups; convert it to Parquet")
-    frame, notes = read_csv(path, options.skip_bad)
-    return _Table(frame, seed, options, notes).dataset(path.name)
+    return _Table(read_csv(path, options.skip_bad), seed, options).dataset(path.name)
 
 
 def from_frame(
@@ -99,15 +101,8 @@ class _Faults:
 class _Table:
     """A source on its way to a data set: which rows are held out, which columns are what."""
 
-    def __init__(
-        self,
-        source: Source,
-        seed: int,
-        options: DataOptions,
-        notes: tuple[str, ...] = (),
-        held: np.ndarray | None = None,
-    ) -> None:
-        self.source, self.options, self.notes = source, options, notes
+    def __init__(self, source: Source, seed: int, options: DataOptions, held: np.ndarray | None = None) -> None:
+        self.source, self.options = source, options
         self.n = sum(source.sizes)
         if not self.n:
             raise DataError(f"{source.name} has the columns {_list(source.fields)} and no rows; expected some")
@@ -126,7 +121,7 @@ class _Table:
 
     def dataset(self, name: str, stream: ParquetSource | None = None) -> Dataset:
         """Measure the columns, and read them, unless they are to be streamed from `stream`."""
-        survey, chunks = self._survey(keep=stream is None)
+        survey = self._survey()
         label, parts = self._counted(), [np.flatnonzero(part & ~self.faults.rows) for part in (self.train, ~self.train)]
         if len(parts[0]) < 2 or not len(parts[1]):
             raise DataError(
@@ -134,32 +129,53 @@ class _Table:
                 "at least 2 and 1"
             )
         with _named(self.source):
-            scaling = survey.scaling(self.options.numeric == "quantile", label, self.place)
-        rows_of = [torch.from_numpy(part) for part in parts]
+            scaling = survey.scaling(label, self.place)
         if stream is not None:
-            x: list[Tensor | TableStream] = [TableStream(stream, scaling, part) for part in rows_of]
+            x: list[Tensor] | list[TableStream] = [TableStream(stream, scaling, torch.from_numpy(p)) for p in parts]
         else:
-            everything = torch.cat([raw_examples(scaling.columns, values) for values in chunks])
-            x = [everything[part] for part in rows_of]
+            x = self._examples(scaling.columns, parts)
         labels = [None if self.codes is None else torch.from_numpy(self.codes[part]) for part in parts]
         classes = () if label is None else tuple(map(str, label.values))
-        notes = (_describe(scaling), *self.notes, *self.faults.notes())
-        return Dataset(name, x[0], x[1], labels[0], labels[1], classes, scaling, notes, int(self.faults.rows.sum()))
+        notes = (_describe(scaling), *self.source.notes, *self.faults.notes())
+        skipped = self.source.passed + int(self.faults.rows.sum())
+        return Dataset(name, x[0], x[1], labels[0], labels[1], classes, scaling, notes, skipped)
 
-    def _survey(self, keep: bool) -> tuple[Survey, list[dict[str, np.ndarray]]]:
-        """The columns as measured in one pass over the chunks, and the chunks where they are to be kept."""
-        survey, names = Survey(self.fields, self.n), [f.name for f in self.fields]
-        chunks = []
+    def _survey(self) -> Survey:
+        """The columns as measured in one pass over the chunks, or two to pass over rows that are unusable."""
+        survey, names = Survey(self.fields, self.n, self.options.numeric == "quantile"), [f.name for f in self.fields]
         for chunk, first in enumerate(self.starts[:-1]):
+            if self.options.skip_bad:
+                for _, values in self._blocks(chunk, names):
+                    self._check_finite(first, values)
             rows = slice(first, first + self.source.sizes[chunk])
-            values = self._read(chunk, names)
-            for column, bad in infinite_rows(values, self.fields):
-                remedy = "expected finite numbers: repair them, leave them empty, or pass over such rows by --skip-bad"
-                self.faults.add(Fault(f"an infinite value in the column {column!r}", first + bad, remedy))
-            with _named(self.source):
-                survey.add(values, ~self.faults.rows[rows], self.train[rows])
-            chunks += [values] if keep else []
-        return survey, chunks
+            for _, values in self._blocks(chunk, names):
+                self._check_finite(first, values)
+                with _named(self.source):
+                    survey.add(values, first, ~self.faults.rows[rows], self.train[rows])
+        return survey
+
+    def _check_finite(self, first: int, values: Mapping[str, np.ndarray]) -> None:
+        for column, bad in infinite_rows(values, self.fields):
+            remedy = "expected finite numbers: repair them, leave them empty, or pass over such rows by --skip-bad"
+            self.faults.add(Fault(f"an infinite value in the column {column!r}", first + bad, remedy))
+
+    def _examples(self, columns: Sequence[Column], parts: Sequence[np.ndarray]) -> list[Tensor]:
+        """The raw examples of each part, which is its rows, rising."""
+        x = [torch.empty(len(part), len(columns), dtype=torch.float64) for part in parts]
+        for chunk, size in enumerate(self.source.sizes):
+            first = self.starts[chunk]
+            ends = [np.searchsorted(part, (first, first + size)) for part in parts]
+            for left, values in self._blocks(chunk, [column.name for column in columns]):
+                raw = raw_examples(columns[left : left + len(values)], values)
+                for out, part, (start, end) in zip(x, parts, ends, strict=True):
+                    out[start:end, left : left + len(values)] = raw[torch.from_numpy(part[start:end] - first)]
+        return x
+
+    def _blocks(self, chunk: int, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """The columns of a chunk, some at a time to save memory, and the number of the first of them."""
+        step = max(1, BLOCK // (8 * max(1, self.source.sizes[chunk])))
+        for left in range(0, len(names), step):
+            yield left, self._read(chunk, names[left : left + step])
 
     def _read(self, chunk: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Some columns of a chunk; one that cannot be read is passed over with `skip_bad`, and stands as missing."""
@@ -184,7 +200,6 @@ class _Table:
             remedy = "expected a class in every row: fill it in, or pass over such rows by --skip-bad"
             self.faults.add(Fault(f"no class in the label column {named.name!r}", np.flatnonzero(lacks), remedy))
         usable = ~self.faults.rows
-        kind: str = named.kind
         if named.kind == "number":
             wrong = usable & ~(np.nan_to_num(column, posinf=0.5, neginf=0.5) % 1 == 0)
             if wrong.any():
@@ -192,14 +207,16 @@ class _Table:
                 self.faults.add(
                     Fault(f"{column[wrong][0]:g} in the label column {named.name!r}", np.flatnonzero(wrong), remedy)
                 )
-            kind, usable = "integer", usable & ~wrong
+            usable &= ~wrong
             column = np.where(usable, column, 0).astype(np.int64)
-        values, codes = np.unique(column[usable].astype("int64" if kind == "integer" else "str"), return_inverse=True)
-        if kind == "boolean":
-            values = values == "True"
+        codes, distinct = pandas.factorize(column[usable])
+        with _named(self.source):
+            values = [plain(value, named.name) for value in distinct.tolist()]
+            label = category(named, dict.fromkeys(values, 0))
+        place = {value: index for index, value in enumerate(label.values)}
         indices = np.zeros(self.n, dtype=np.int64)
-        indices[usable] = codes.reshape(-1)
-        return Category(named.name, kind, tuple(values.tolist()), (0.0,) * len(values)), indices
+        indices[usable] = np.array([place[value] for value in values], dtype=np.int64)[codes]
+        return replace(label, kind="integer") if named.kind == "number" else label, indices
 
     def _counted(self) -> Category | None:
         """The column of classes with their shares of the training data."""
@@ -207,7 +224,7 @@ class _Table:
             return None
         counts = np.bincount(self.codes[self.train & ~self.faults.rows], minlength=len(self.label.values))
         shares = tuple((counts / max(1, counts.sum())).tolist())
-        return Category(self.label.name, self.label.kind, self.label.values, shares)
+        return replace(self.label, shares=shares)
 
     def _held(self, seed: int) -> np.ndarray:
         """Which rows (n,) are held out, drawn by the seed, each class in proportion."""

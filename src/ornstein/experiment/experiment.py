@@ -51,7 +51,8 @@ class Experiment:
         self.folder, self.options, self.config, self.dataset, self.run = folder, options, config, dataset, run
         self.notes = notes or []
         self.labelled = options.model.condition == "labels"
-        self.examples, self.labels = _ready(dataset, run.device), dataset.train_labels
+        self.examples, self._encoded = _ready(dataset, run.device)
+        self.labels = dataset.train_labels
         if self.labels is not None and isinstance(self.examples, Tensor):
             self.labels = self.labels.to(self.examples.device)
         self.last: dict[str, float] = {}
@@ -130,13 +131,12 @@ class Experiment:
         """Without end, from where the run stands: this process's share of each batch, in model units, and its labels."""
         run, order = self.run, Batches(len(self.examples), self.options.training.seed)
         plan = order.plan(run.seen, self.options.training.batch_size, run.share)
-        encoding = self.examples.dtype == torch.uint8 or not isinstance(self.examples, Tensor)
-        for rows, raw, bad in batches(self.examples, plan, self.options.reading.workers):
+        for rows, raw, bad in batches(self.examples, plan, self.options.reading.workers, run.device.type == "cuda"):
             run.skipped += bad
             labels = None
             if self.labelled and self.labels is not None:
                 labels = self.labels[rows.to(self.labels.device)].to(run.device)
-            yield self._encode(raw) if encoding else raw.to(run.device), labels
+            yield raw.to(run.device) if self._encoded else self._encode(raw), labels
 
     def _encode(self, raw: Tensor) -> Tensor:
         """Raw examples in model units on the device: moved as bytes where they are bytes."""
@@ -274,14 +274,18 @@ class Experiment:
             tqdm.write(text, file=sys.stderr)
 
 
-def _ready(dataset: Dataset, device: torch.device) -> Tensor | Stream:
-    """The training examples, ready for batches: a stream as it is, bytes as bytes (a quarter of the memory of floats), all else
-    in model units already; in the memory of a GPU where they take at most a quarter of what is free there."""
+def _ready(dataset: Dataset, device: torch.device) -> tuple[Tensor | Stream, bool]:
+    """The training examples, ready for batches, and whether they are in model units already.
+
+    A stream stays as it is, and so does what would grow: bytes, a quarter of floats; categories, one number each. All else is
+    encoded once. It lies in the memory of a GPU where it takes at most a quarter of what is free there.
+    """
     examples = dataset.train
     if not isinstance(examples, Tensor):
-        return examples
-    if examples.dtype != torch.uint8:
+        return examples, False
+    encoded = 4 * dataset.scaling.dims <= examples[0].nbytes
+    if encoded:
         examples = dataset.scaling.encode(examples)
-    if device.type != "cuda":
-        return examples
-    return examples.to(device) if 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0] else examples
+    if device.type == "cuda" and 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0]:
+        examples = examples.to(device)
+    return examples, encoded
