@@ -2,25 +2,18 @@
 
 import pytest
 import torch
+from helpers import awake
 from torch import nn
 
 from ornstein.errors import ConfigurationError
-from ornstein.networks import MLP, UNet
+from ornstein.networks import MLP, DiT, UNet
 from ornstein.networks.embeddings import Embedding, TimeFeatures, modulate
 from ornstein.networks.patches import depth_to_space, space_to_depth
 from ornstein.specs import construct
 
+TOKENS = {"width": 64, "depth": 2}
 SMALL = {"widths": (8, 16, 24), "blocks": 1, "attention": 1}
 TIMES = torch.tensor([0.3, 700.0, -1.2])
-
-
-def awake(network: nn.Module) -> nn.Module:
-    """The network with every parameter moved off zero, so that nothing is hidden by the zero last layer."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return network
 
 
 def networks() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
@@ -37,6 +30,11 @@ def networks() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
         ("unet-series-5x3", UNet(5, dims=1, classes=3, **SMALL), (5, 3)),
         ("unet-series-16x5", UNet(16, dims=1, classes=3, patch=2, **SMALL), (16, 5)),
         ("unet-series-2x17", UNet(2, dims=1, classes=3, patch=4, **SMALL), (2, 17)),
+        ("dit-8x8", DiT(1, classes=3, patch=1, **TOKENS), (1, 8, 8)),
+        ("dit-9x14", DiT(3, classes=3, patch=3, **TOKENS), (3, 9, 14)),
+        ("dit-1x1", DiT(2, classes=3, **TOKENS), (2, 1, 1)),
+        ("dit-series-5x3", DiT(5, dims=1, classes=3, **TOKENS), (5, 3)),
+        ("dit-series-2x17", DiT(2, dims=1, classes=3, patch=3, **TOKENS), (2, 17)),
     ]
 
 
@@ -53,13 +51,13 @@ def test_any_shape_starts_at_zero_and_rebuilds_from_its_spec(network: nn.Module,
     again = construct(network.spec, torch.nn.Module)
     assert again.spec == network.spec
     again.load_state_dict(network.state_dict())  # the same names and shapes, all of them
-    awake(network), awake(again)
+    network, again = awake(network), awake(again)
     assert torch.equal(again(x, TIMES, torch.tensor([0, 1, 2])), network(x, TIMES, torch.tensor([0, 1, 2])))
 
 
 @pytest.mark.parametrize(("network", "shape"), CASES)
 def test_gradient_reaches_every_parameter_and_every_input(network: nn.Module, shape: tuple[int, ...]) -> None:
-    awake(network).zero_grad()
+    network = awake(network)
     x = torch.randn(3, *shape, requires_grad=True)
     keep = torch.tensor([True, True, False])
     # a product with noise: the plain sum of a network that ends in a normalisation may have no gradient at all
@@ -76,7 +74,7 @@ def test_gradient_reaches_every_parameter_and_every_input(network: nn.Module, sh
 
 @pytest.mark.parametrize(("network", "shape"), CASES)
 def test_labels_are_dropped_example_by_example(network: nn.Module, shape: tuple[int, ...]) -> None:
-    awake(network)
+    network = awake(network)
     x, cond = torch.randn(3, *shape), torch.tensor([2, 0, 1])
     with torch.no_grad():
         null, full = network(x, TIMES), network(x, TIMES, cond)
@@ -91,13 +89,16 @@ def test_labels_are_dropped_example_by_example(network: nn.Module, shape: tuple[
 
 @pytest.mark.parametrize(("network", "shape"), CASES)
 def test_rows_of_a_batch_do_not_meet(network: nn.Module, shape: tuple[int, ...]) -> None:
-    awake(network)
+    network = awake(network)
     x = torch.randn(3, *shape)
     with torch.no_grad():
         together = network(x, TIMES)
         alone = torch.cat([network(x[i : i + 1], TIMES[i : i + 1]) for i in range(3)])
         disturbed = network(torch.cat((x[:2], 100 * x[2:])), TIMES)
+        order = torch.tensor([2, 0, 1])
+        permuted = network(x[order], TIMES[order])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(permuted, together[order], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together[:2], disturbed[:2], rtol=1e-4, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
@@ -161,8 +162,12 @@ def test_modulation_is_per_example_and_channel() -> None:
 
 @pytest.mark.parametrize(
     ("network", "shape"),
-    [(MLP(5, width=64, depth=2), (5,)), (UNet(1, widths=(24, 32), blocks=1, patch=2), (1, 8, 8))],
-    ids=["mlp", "unet"],
+    [
+        (MLP(5, width=64, depth=2), (5,)),
+        (UNet(1, widths=(24, 32), blocks=1, patch=2), (1, 8, 8)),
+        (DiT(1, **TOKENS), (1, 8, 8)),
+    ],
+    ids=["mlp", "unet", "dit"],
 )
 def test_overfits_one_batch(network: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
@@ -176,9 +181,11 @@ def test_overfits_one_batch(network: nn.Module, shape: tuple[int, ...]) -> None:
     assert loss < 0.02  # from 1
 
 
-@pytest.mark.parametrize(("network", "shape"), [case.values for case in CASES if case.id in ("mlp-7", "unet-9x14")])
+@pytest.mark.parametrize(
+    ("network", "shape"), [case.values for case in CASES if case.id in ("mlp-7", "unet-9x14", "dit-9x14")]
+)
 def test_bfloat16_autocast_agrees_with_float32_and_has_gradients(network: nn.Module, shape: tuple[int, ...]) -> None:
-    awake(network).zero_grad()
+    network = awake(network)
     x, keep = torch.randn(3, *shape), torch.tensor([True, False, True])
     for cond in (None, torch.tensor([0, 1, 2]), torch.eye(3)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -191,8 +198,14 @@ def test_bfloat16_autocast_agrees_with_float32_and_has_gradients(network: nn.Mod
 
 
 def test_dropout_acts_in_training_only() -> None:
-    for network, shape in ((UNet(1, dropout=0.5, **SMALL), (1, 8, 8)), (MLP(7, dropout=0.5), (7,))):
-        awake(network)
+    image = (1, 8, 8)
+    networks = (
+        (UNet(1, dropout=0.5, **SMALL), image),
+        (MLP(7, dropout=0.5), (7,)),
+        (DiT(1, dropout=0.5, **TOKENS), image),
+    )
+    for network, shape in networks:
+        network = awake(network)
         x = torch.randn(3, *shape)
         assert not torch.equal(network(x, TIMES), network(x, TIMES))
         network.eval()
@@ -210,6 +223,16 @@ def test_dropout_acts_in_training_only() -> None:
         (lambda: UNet(1, widths=()), "widths=()", "multiple of 8"),
         (lambda: UNet(1, attention=3), "attention=3", "0 to 2"),
         (lambda: UNet(1, classes=-1), "got -1", "number of classes"),
+        (lambda: DiT(1, dims=3), "dims=3", "1 (series) or 2 (images)"),
+        (lambda: DiT(0), "channels=0", "at least 1"),
+        (lambda: DiT(1, depth=0), "depth=0", "at least 1"),
+        (lambda: DiT(1, patch=0), "patch=0", "at least 1"),
+        (lambda: DiT(1, width=48), "width=48", "multiple of 32"),
+        (lambda: DiT(1, width=0), "width=0", "multiple of 32"),
+        (lambda: DiT(1, dropout=1.0), "1.0", "[0, 1)"),
+        (lambda: DiT(1, classes=-1), "got -1", "number of classes"),
+        (lambda: DiT(1, **TOKENS)(torch.zeros(3, 2, 8, 8), TIMES), "(3, 2, 8, 8)", "(b, 1, height, width)"),
+        (lambda: DiT(2, dims=1, **TOKENS)(torch.zeros(3, 2, 8, 8), TIMES), "(3, 2, 8, 8)", "(b, 2, length)"),
         (lambda: MLP(()), "shape ()", "positive"),
         (lambda: MLP(2, dropout=1.5), "1.5", "[0, 1)"),
         (lambda: UNet(1, dropout=-0.1), "-0.1", "[0, 1)"),

@@ -101,7 +101,7 @@ class Tiny:
         self.seen.append((len(x0), cond))
         for half in x0.chunk(2):
             self._backward(self._forward(half))
-        self._update(rate=0.5)
+        self._update(0.5)
 
     def _forward(self, x):
         self.parts.append("forward")

@@ -118,51 +118,41 @@ class RunOptions:
     report: ReportOptions = field(default_factory=ReportOptions)
 
 
+_EDM = {"schedule": "EDM", "parametrization": "edm"}
+_PICTURES = {
+    **_EDM,
+    "condition": "labels",
+    "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
+    "learning_rate": 2e-3,
+}
+_SMALL_PICTURES = {
+    **_PICTURES,
+    "network": "UNet(widths=(64, 96, 128), blocks=1, attention=1, patch=2)",
+    "batch_size": 32,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
+        **_PICTURES,
         "network": "UNet(widths=(64, 96), blocks=1, attention=1, dropout=0.1)",
-        "schedule": "EDM",
-        "parametrization": "edm",
-        "condition": "labels",
-        "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
         "batch_size": 64,
-        "learning_rate": 2e-3,
         "steps": 1000,
     },
-    "mnist": {
-        "network": "UNet(widths=(64, 96, 128), blocks=1, attention=1, patch=2)",
-        "schedule": "EDM",
-        "parametrization": "edm",
-        "condition": "labels",
-        "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
-        "batch_size": 32,
-        "learning_rate": 2e-3,
-    },
-    "cifar10": {
-        "network": "UNet(widths=(64, 96, 128), blocks=1, attention=1, patch=2)",
-        "schedule": "EDM",
-        "parametrization": "edm",
-        "condition": "labels",
-        "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
-        "batch_size": 32,
-        "learning_rate": 2e-3,
-    },
+    "mnist": _SMALL_PICTURES,
+    "cifar10": _SMALL_PICTURES,
     "toy2d": {
         "network": "MLP(width=256, depth=4)",
         "steps": 4000,
         "batch_size": 512,
     },
     "table": {
+        **_EDM,
         "network": "MLP(width=128, depth=2, dropout=0.2)",
-        "schedule": "EDM",
-        "parametrization": "edm",
         "times": "Stratified(LogNormalSigma(mean=-0.4, std=1.2))",
         "steps": 600,
     },
     "series": {
+        **_EDM,
         "network": "UNet(widths=(32, 64), blocks=1, attention=1, patch=2)",
-        "schedule": "EDM",
-        "parametrization": "edm",
         "times": "Stratified(LogNormalSigma(mean=-0.5, std=1.4))",
         "batch_size": 32,
         "learning_rate": 2e-3,

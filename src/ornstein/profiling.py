@@ -76,11 +76,11 @@ class Stopwatch:
             self._current[name] = self._current.get(name, 0.0) + self._now() - began
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, timed as a part at each call."""
+        """`function` of positional arguments, timed as a part at each call."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             with self.part(name):
-                return function(*arguments, **named)
+                return function(*arguments)
 
         return call
 

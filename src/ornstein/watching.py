@@ -56,16 +56,16 @@ class TensorBoard:
         place = folder / "tensorboard" / f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}"
         place.parent.mkdir(parents=True, exist_ok=True)
         self._records = RecordWriter(open(place, "ab"))  # noqa: SIM115  closed by `close`
-        self._write(file_version="brain.Event:2")
+        self._write(self._event(file_version="brain.Event:2"))
         if step:  # a start at some step makes the events of files before this one void from there on
             log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=step + 1, session_log=log)
+            self._write(self._event(step=step + 1, session_log=log))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """See `Watcher`."""
         one = self._summary.Value
         summary = self._summary(value=[one(tag=name, simple_value=value) for name, value in values.items()])
-        self._write(step=step, summary=summary)
+        self._write(self._event(step=step, summary=summary))
 
     def images(self, step: int, name: str, images: Any) -> None:
         """See `Watcher`."""
@@ -77,14 +77,16 @@ class TensorBoard:
         image = self._summary.Image(
             height=height, width=width, colorspace=channels, encoded_image_string=png.getvalue()
         )
-        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=image)]))
+        summary = self._summary(value=[self._summary.Value(tag=name, image=image)])
+        self._write(self._event(step=step, summary=summary))
 
     def close(self) -> None:
         """See `Watcher`."""
         self._records.close()
 
-    def _write(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
         self._records.flush()
 
 

@@ -1,5 +1,6 @@
 """Independent truths for the tests of laws: closed forms at 50 digits, fixed noise, affine maps by evaluation."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -135,3 +136,12 @@ PAIRS = [(0.9, 0.4), (0.5, 0.47), (0.3, 0.05)]
 
 def mean_of(base: str) -> torch.Tensor:
     return torch.zeros(D, dtype=torch.float64) if base == "none" else MU
+
+
+def awake(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy with every parameter moved off zero, so that nothing is hidden by zero last layers and gates."""
+    network, generator = copy.deepcopy(network), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network

@@ -82,6 +82,7 @@ class _Numbers:
     kept: list[np.ndarray] = field(default_factory=list)
 
     def add(self, values: np.ndarray, train: np.ndarray, keep: np.ndarray | None) -> None:
+        """Take in the values (n,) of usable rows, of which `train` (n,) tells those to train on, and `keep` those to hold."""
         lacks = np.isnan(values)
         self.gaps, self.missing = self.gaps + int(lacks.sum()), self.missing + int((lacks & train).sum())
         seen, x = values[~lacks], values[train & ~lacks]
@@ -134,6 +135,7 @@ class _Categories:
     counts: dict[Value, int] = field(default_factory=dict)
 
     def add(self, values: np.ndarray, train: np.ndarray, name: str) -> None:
+        """Take in the values (n,) of usable rows, of which `train` (n,) tells those to train on."""
         import pandas
 
         codes, distinct = pandas.factorize(values, use_na_sentinel=True)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout
-from ornstein.networks.patches import depth_to_space, space_to_depth
+from ornstein.networks.patches import check_dims, check_input, depth_to_space, space_to_depth
 
 HEAD = 32  # widths are multiples of it; heads have 64 channels, or 32 where 64 does not divide the width
 LONGEST = 10_000.0  # wavelengths run from 2 pi to 2 pi times this, in positions
@@ -103,10 +103,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """The output (b, channels, *space) at the noisy states x and what `Embedding` makes of the rest."""
-        if x.ndim != self.dims + 2 or x.shape[1] != self.channels:
-            space = ("length",) if self.dims == 1 else ("height", "width")
-            expected = f"(b, {self.channels}, {', '.join(space)})"
-            raise ConfigurationError(f"DiT: got input of shape {tuple(x.shape)}, expected {expected}")
+        check_input("DiT", x, self.channels, self.dims)
         embedding = self.embedding(time, cond, keep)
         packed = space_to_depth(x, self.patch)
         grid = packed.shape[2:]
@@ -136,8 +133,7 @@ def positions(grid: tuple[int, ...], width: int, device: torch.device) -> Tensor
 
 def check_arguments(channels: int, dims: int, width: int, depth: int, patch: int) -> None:
     """Raise ConfigurationError with got, expected and remedy where the arguments of a DiT do not fit."""
-    if dims not in (1, 2):
-        raise ConfigurationError(f"DiT: got dims={dims}, expected 1 (series) or 2 (images); use MLP for vectors")
+    check_dims("DiT", dims)
     if channels < 1 or depth < 1 or patch < 1:
         raise ConfigurationError(
             f"DiT: got channels={channels}, depth={depth}, patch={patch}; expected at least 1 of each"

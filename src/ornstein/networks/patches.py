@@ -5,6 +5,22 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
+from ornstein.errors import ConfigurationError
+
+
+def check_dims(network: str, dims: int) -> None:
+    """Raise ConfigurationError unless a network's data are series or images."""
+    if dims not in (1, 2):
+        raise ConfigurationError(f"{network}: got dims={dims}, expected 1 (series) or 2 (images); use MLP for vectors")
+
+
+def check_input(network: str, x: Tensor, channels: int, dims: int) -> None:
+    """Raise ConfigurationError unless x is (b, channels, length) or (b, channels, height, width)."""
+    if x.ndim != dims + 2 or x.shape[1] != channels:
+        space = ("length",) if dims == 1 else ("height", "width")
+        expected = f"(b, {channels}, {', '.join(space)})"
+        raise ConfigurationError(f"{network}: got input of shape {tuple(x.shape)}, expected {expected}")
+
 
 def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The first `shape` positions of x (b, c, *space): x itself where nothing is to be cut."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout, modulate
-from ornstein.networks.patches import crop, depth_to_space, space_to_depth
+from ornstein.networks.patches import check_dims, check_input, crop, depth_to_space, space_to_depth
 
 GROUP = 8  # channels a normalisation group holds; widths are multiples of it
 
@@ -138,10 +138,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """The output (b, channels, *space) at the noisy states x and what `Embedding` makes of the rest."""
-        if x.ndim != self.dims + 2 or x.shape[1] != self.channels:
-            space = ("length",) if self.dims == 1 else ("height", "width")
-            expected = f"(b, {self.channels}, {', '.join(space)})"
-            raise ConfigurationError(f"UNet: got input of shape {tuple(x.shape)}, expected {expected}")
+        check_input("UNet", x, self.channels, self.dims)
         embedding = self.embedding(time, cond, keep)
         h = space_to_depth(x, self.patch)
         if self.dims == 2:
@@ -167,8 +164,7 @@ def upsample(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def check_arguments(channels: int, dims: int, widths: tuple[int, ...], blocks: int, attention: int, patch: int) -> None:
     """Raise ConfigurationError with got, expected and remedy where the arguments of a U-Net do not fit."""
-    if dims not in (1, 2):
-        raise ConfigurationError(f"UNet: got dims={dims}, expected 1 (series) or 2 (images); use MLP for vectors")
+    check_dims("UNet", dims)
     if patch not in (1, 2, 4):
         raise ConfigurationError(f"UNet: got patch={patch}, expected 1, 2 or 4")
     if channels < 1 or blocks < 1:
