@@ -36,7 +36,7 @@ def test_parts_add_up_to_the_step():
         with watch.part("data"):
             clock.work(1)
         for seconds in (2, 4):
-            work(seconds=seconds)
+            work(seconds)
         clock.work(0.25)
     assert watch.steps == [(7.75, {"data": 1, "forward": 6})]
     assert watch.seconds() == {"data": 1, "forward": 6, "other": 0.75}
