@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ornstein import checkpoints, training
 from ornstein.cli import main
-from ornstein.cli.evaluate import reading
+from ornstein.cli.against import reading
 from ornstein.config import PRESETS, DataOptions
 from ornstein.data import load_dataset
 from test_pictures import _encoded, _pixels, _write

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,11 +24,12 @@ from ornstein.parallel import Group
 from ornstein.training import Run
 
 STEPS = 8
+IMPORTANCE = {"objective": "hybrid", "times": "Importance(steps=3, keep=2)", "validate_every": 0}
 DRIVER = """
 import dataclasses, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_parallel import options
+from test_parallel import IMPORTANCE, options
 from ornstein import cli, experiment
 from ornstein.errors import NumericalError
 from ornstein.parallel import join
@@ -39,6 +41,8 @@ if group.main:
     shutil.rmtree(folder / "again" / "checkpoints" / "step-00000008")
 group.wait()
 experiment.resume(folder / "again", group).train(progress=False)
+
+experiment.create(options(**IMPORTANCE), folder / "two-importance", group).train(progress=False)
 
 stopped = experiment.create(options(), folder / "stopped", group)
 step = stopped.run.step
@@ -74,7 +78,7 @@ from ornstein import experiment
 from ornstein.parallel import join
 
 folder, group = Path(sys.argv[1]), join("cpu")
-wide = options(steps=4, save_every=2, log_every=4, validate_every=0, network="UNet(widths=(32, 64), blocks=1, attention=1)")
+wide = options(steps=4, save_every=2, log_every=4, validate_every=0, network="MLP(width=256, depth=4)")
 experiment.create(wide, folder / "three", group).train(progress=False)
 if group.main:
     shutil.copytree(folder / "three", folder / "again")
@@ -92,8 +96,8 @@ def options(**changes) -> RunOptions:
     return with_options(RunOptions("digits"), {**quiet, **settings, **changes})
 
 
-def launch(*command: str, processes: int = 2) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", *command]
+def launch(*command: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *command]
 
 
 def log(folder: Path) -> list[dict]:
@@ -105,16 +109,33 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def drive(script: str, folder: Path, processes: int) -> None:
-    """Run a script in several processes, with the folder and that of the tests as its arguments."""
+    """Run a script in several processes, with the folder and that of the tests as its arguments; no launcher beside them."""
     (folder / "driver.py").write_text(script)
-    done = subprocess.run(
-        launch(str(folder / "driver.py"), str(folder), str(Path(__file__).parent), processes=processes),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(folder / "driver.py"), str(folder), str(Path(__file__).parent)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=(folder / f"rank-{rank}.txt").open("w"),
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0] * processes, [(folder / f"rank-{rank}.txt").read_text() for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +147,7 @@ def runs(tmp_path_factory):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     experiment.create(options(), folder / "one").train(progress=False)
+    experiment.create(options(**IMPORTANCE), folder / "one-importance").train(progress=False)
     yield folder
     torch.set_num_threads(before)
 
@@ -146,6 +168,15 @@ def test_two_processes_have_the_losses_of_one(runs):
             assert torch.allclose(second[name], value, atol=2e-3 * float((value - moved[name]).abs().max() + 1e-6)), (
                 name
             )
+
+
+def test_two_processes_draw_times_by_one_history(runs):
+    one, two = checkpoints.read(runs / "one-importance")[0], checkpoints.read(runs / "two-importance")[0]
+    assert torch.equal(one["history.count"], two["history.count"])
+    assert int(one["history.count"].sum()) == 15 * STEPS
+    assert torch.allclose(one["history.values"], two["history.values"], rtol=2e-3)
+    first, second = ([line["loss"] for line in log(runs / f"{name}-importance")] for name in ("one", "two"))
+    assert first == pytest.approx(second, rel=2e-3)
 
 
 def test_two_processes_resume_bit_for_bit(runs):

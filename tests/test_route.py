@@ -82,7 +82,7 @@ def test_one_step_of_training():
     step(), step()
     files, functions, lines = route(lambda: objective(denoiser, x0, None, rng))
     said = report("training", files, functions, lines)
-    assert "objectives.py" in files, said
+    assert "objectives/squared.py" in files, said
     assert "denoisers.py" in files, said
     assert "processes/gaussian.py" in files, said
     assert len(files) <= 5, said

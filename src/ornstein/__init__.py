@@ -9,7 +9,10 @@ _HOMES = {
     "schedules": "EDM CosineVP FromAlphaSigma FromSDE GeometricVE LinearVP RectifiedFlow SubVP TableSchedule",
     "processes": "Gaussian Normal",
     "denoisers": "Denoiser Retargeted",
-    "objectives": "EDMWeighting LogNormalSigma MinSNR Objective Simple Stratified UniformSteps UniformTime Weighting",
+    "objectives": "DenoisingScoreMatching EDMWeighting ELBOWeighting ExplicitScoreMatching Hybrid ImplicitScoreMatching "
+    "Importance LikelihoodWeighting LogNormalSigma MinSNR Objective Simple SlicedScoreMatching Stratified UniformLogSNR "
+    "UniformSteps UniformTime VLB Weighting",
+    "likelihood": "Bound Dequantise Likelihood decode elbo encode log_likelihood",
     "samplers": "Ancestral Euler Heun Multistep Samples sample sample_steps",
     "networks": "DiT MLP UNet",
     "noise": "Noise",
@@ -18,7 +21,18 @@ _HOMES = {
     "checkpoints": "Model load",
     "metrics": "evaluate",
 }
-_MODULES = ("data", "exact", "grids", "metrics", "networks", "objectives", "processes", "samplers", "schedules")
+_MODULES = (
+    "data",
+    "exact",
+    "grids",
+    "likelihood",
+    "metrics",
+    "networks",
+    "objectives",
+    "processes",
+    "samplers",
+    "schedules",
+)
 EXPORTS = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted([*EXPORTS, *_MODULES])
 

@@ -39,6 +39,8 @@ class ModelOptions:
     """Law of time: CosineVP, LinearVP, RectifiedFlow, EDM, GeometricVE, SubVP, "TableSchedule.linear(steps=1000)"."""
     parametrization: Literal["v", "edm", "x0", "eps", "velocity", "score"] = "v"
     """What the network predicts; eps and score need a schedule that leaves some signal at t = 1, such as LinearVP."""
+    variance: Literal["auto", "fixed", "learned"] = "auto"
+    """Of a step of the reverse chain; learned doubles the network's outputs. auto: learned for --objective hybrid and vlb."""
     condition: Literal["none", "labels"] = "none"
     """labels trains a class-conditional model on the labels of the data."""
 
@@ -47,10 +49,12 @@ class ModelOptions:
 class ObjectiveOptions:
     """What is minimised."""
 
-    times: str = "Stratified"
-    """Law of training times: Stratified, UniformTime, "UniformSteps(steps=1000)", "LogNormalSigma(mean=-1, std=1)"."""
-    weighting: str = "Simple"
-    """Weight of the squared error: Simple, "EDMWeighting(sigma_data=0.5)", "MinSNR(gamma=5)"."""
+    objective: str = "simple"
+    """simple, edm, likelihood, vlb, hybrid, dsm, ssm; or a call, such as "Hybrid(weight=0.01)"."""
+    times: str = ""
+    """Law of training times, where not the objective's own: uniform, importance, lognormal, "UniformSteps(steps=100)"."""
+    weighting: str = ""
+    """Weight of a squared error, where not the objective's own: "EDMWeighting(sigma_data=0.5)", "MinSNR(gamma=5)"."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class ReportOptions:
     """A line in log.jsonl every so many steps."""
     validate_every: int = 500
     """The loss on held-out data, at noise that is the same every time."""
+    noise_scale_every: int = 0
+    """The gradient noise scale: the batch size beyond which a larger batch gains little; costs two steps."""
     grid_every: int = 1000
     """A picture grid of samples (images only)."""
     save_every: int = 1000
@@ -122,7 +128,7 @@ _EDM = {"schedule": "EDM", "parametrization": "edm"}
 _PICTURES = {
     **_EDM,
     "condition": "labels",
-    "times": "Stratified(LogNormalSigma(mean=-0.2, std=1.3))",
+    "objective": "Objective(Stratified(LogNormalSigma(mean=-0.2, std=1.3)))",
     "learning_rate": 2e-3,
 }
 _SMALL_PICTURES = {
@@ -147,13 +153,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "table": {
         **_EDM,
         "network": "MLP(width=128, depth=2, dropout=0.2)",
-        "times": "Stratified(LogNormalSigma(mean=-0.4, std=1.2))",
+        "objective": "Objective(Stratified(LogNormalSigma(mean=-0.4, std=1.2)))",
         "steps": 600,
     },
     "series": {
         **_EDM,
         "network": "UNet(widths=(32, 64), blocks=1, attention=1, patch=2)",
-        "times": "Stratified(LogNormalSigma(mean=-0.5, std=1.4))",
+        "objective": "Objective(Stratified(LogNormalSigma(mean=-0.5, std=1.4)))",
         "batch_size": 32,
         "learning_rate": 2e-3,
         "steps": 2500,
@@ -163,6 +169,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 TABLES = (".csv", ".csv.gz", ".parquet")
 """What the names of tables end in."""
+
+OBJECTIVES = {
+    "simple": "Objective",
+    "edm": "Objective(Stratified(LogNormalSigma), EDMWeighting)",
+    "likelihood": "Objective(Stratified(UniformLogSNR), LikelihoodWeighting)",
+    "vlb": "VLB",
+    "hybrid": "Hybrid",
+    "dsm": "DenoisingScoreMatching",
+    "ssm": "SlicedScoreMatching",
+}
+"""What the short names of objectives stand for."""
+
+TIMES = {"uniform": "Stratified", "importance": "Importance", "lognormal": "Stratified(LogNormalSigma)"}
+"""What the short names of laws of training times stand for."""
 
 GROUPS = ("reading", "model", "objective", "training", "report")
 

@@ -8,6 +8,7 @@ What the network sees and says, with N^2 = alpha^2 sigma_data^2 + sigma^2:
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -94,7 +95,7 @@ class Denoiser(nn.Module):
             output, logit = output.chunk(2, dim=1)
             fraction = (logit + 1) / 2
         if self.parametrization in ("score", "energy"):
-            return self.process.estimate(x_t, t, score=output)
+            return replace(self.process.estimate(x_t, t, score=output), fraction=fraction)
         return Estimate(self.process, x_t, t, self.parametrization, output, self.sigma_data or 1.0, fraction)
 
 

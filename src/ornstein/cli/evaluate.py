@@ -1,16 +1,16 @@
 """`ornstein evaluate`: draw samples from a run, or read them, and measure them against held-out data."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ornstein.cli.against import against, held_out_labels
 from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.cli.sample import SamplingOptions, draw, is_conditional
 from ornstein.cli.samples import read
-from ornstein.config import DataOptions
-from ornstein.errors import ConfigurationError, DataError
+from ornstein.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,17 +56,14 @@ def main(argv: list[str]) -> Outcome:
     """Evaluate as a command line says. Raises `OrnsteinError`."""
     options: Options = parse(Options, argv, PROG)
     from ornstein import checkpoints
-    from ornstein.data import load_dataset
     from ornstein.devices import pick_device
     from ornstein.metrics import evaluate, load_features
 
     model = checkpoints.load(options.run, pick_device(options.sampling.device), options.sampling.ema)
     features = None if options.features is None else load_features(options.features)
-    config = model.config["options"]
-    source = options.data or config["data"]
-    dataset = load_dataset(source, seed=config["training"]["seed"], options=reading(config["reading"], options.data))
-    own = dataset.fingerprint == model.config["data"]["fingerprint"]
-    _check(dataset, model, own)
+    dataset, source, own = against(model, options.data)
+    if not own:
+        say("note: these are not the data of the run, so the distance to the nearest training example says little")
     drawn, calls = _samples(options, model, dataset)
     test, train = _whole(dataset.test, "held-out"), _whole(dataset.train, "training")
     report = evaluate(drawn, test, train, scaling=model.scaling, features=features, seed=options.sampling.seed)
@@ -88,32 +85,6 @@ def main(argv: list[str]) -> Outcome:
     return Outcome(result, f"{options.run}, step {model.step}, against {source}; {how}\n{report}", options.json)
 
 
-def reading(saved: dict[str, Any], other: str | None) -> DataOptions:
-    """How the data are read: as in training; of other data, what was said of that run's own data does not hold."""
-    from ornstein.data.load import has_columns
-
-    own = DataOptions(**saved)
-    if other is None:
-        return own
-    label = own.label if has_columns(other) else ""
-    return replace(own, stream="auto", holdout=None, label=label, numeric="standardise")
-
-
-def _check(dataset: "Dataset", model: "Model", own: bool) -> None:
-    if model.scaling is None:
-        raise DataError(
-            f"the model has no scaling, so {dataset.name} cannot be compared with; expected a run of `train`"
-        )
-    try:
-        model.scaling.require_same(dataset.scaling)
-    except DataError as error:
-        raise DataError(
-            f"{dataset.name} is of another kind than the data that the run was trained on: {error}"
-        ) from None
-    if not own:
-        say("note: these are not the data of the run, so the distance to the nearest training example says little")
-
-
 def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Tensor, int | None]":
     """The samples in raw units and the network calls for each (None where they come from a file)."""
     import torch
@@ -130,10 +101,8 @@ def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Ten
         raise ConfigurationError(f"got -n {n}, expected at least 1")
     labels = None
     if is_conditional(model):
-        if dataset.test_labels is None or dataset.classes != model.classes:
-            raise DataError(f"{dataset.name} lacks the classes of the model, whose samples need them; give other data")
         # Classes in the proportions of the held-out data, which may be sorted by class: rows spread evenly over them.
-        labels = dataset.test_labels[torch.arange(n) * held // n]
+        labels = held_out_labels(model, dataset)[torch.arange(n) * held // n]
     drawn = draw(model, options.sampling, n, labels)
     return drawn.x, drawn.calls
 

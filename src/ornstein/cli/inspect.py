@@ -73,7 +73,7 @@ def _table(found: dict[str, Any]) -> str:
         "parametrisation": f"{model['parametrization']}, sigma_data {model['sigma_data']:.4g}",
         "condition": f"{options['model']['condition']}{_classes(model['classes'])}",
         "scaling": _scaling(model["scaling"]),
-        "objective": f"{objective['weighting']} weight, {objective['times']} times",
+        "objective": ", ".join(filter(None, objective.values())),
         "averages": f"power functions of the steps, windows {', '.join(f'{x:g}' for x in training['ema'])} of them; "
         f"{_or(found['ema'])} is used",
         "steps": f"{_or(found['step'])} of {_or(found['total_steps'])}, batch {training['batch_size']}, "

@@ -3,7 +3,8 @@
 RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.png   RUN/tensorboard/
 """
 
-from ornstein.experiment.creation import build, create, objective, prepare, resume
+from ornstein.experiment.aims import objective
+from ornstein.experiment.creation import build, create, prepare, resume
 from ornstein.experiment.experiment import Experiment
 
 __all__ = ["Experiment", "build", "create", "objective", "prepare", "resume"]

@@ -12,19 +12,10 @@ from ornstein.config import GROUPS, RunOptions, seconds, with_options
 from ornstein.data import Dataset, Scaling, TableScaling, load_dataset, require_labels
 from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, DataError
+from ornstein.experiment.aims import learns_variance, objective
 from ornstein.experiment.experiment import Experiment
 from ornstein.files import held, is_leftover, sweep
 from ornstein.noise import fold
-from ornstein.objectives import (
-    EDMWeighting,
-    LogNormalSigma,
-    MinSNR,
-    Objective,
-    Simple,
-    Stratified,
-    UniformSteps,
-    UniformTime,
-)
 from ornstein.parallel import Group
 from ornstein.processes.gaussian import Gaussian
 from ornstein.schedules import Schedule
@@ -65,7 +56,8 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
     options = with_options(options, {"stream": "never" if isinstance(dataset.train, torch.Tensor) else "always"})
     denoiser = build(options, dataset, group)
     model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
-    run, labels = Run(denoiser, objective(options), options.training, group), dataset.train_labels
+    run = Run(denoiser, objective(options, dataset.scaling), options.training, group)
+    labels = dataset.train_labels
     data = {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
@@ -101,7 +93,7 @@ def resume(
     saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
     denoiser = denoiser if saved else build(options, dataset, group)
     denoiser.to(group.device(options.training.device))
-    run = Run(denoiser, objective(options), options.training, group)
+    run = Run(denoiser, objective(options, scaling), options.training, group)
     if saved:
         tensors, counters = checkpoints.read(folder)
         run.restore(tensors, counters)
@@ -131,20 +123,22 @@ def build(options: RunOptions, dataset: Dataset, group: Group | None = None) -> 
         text = "UNet" if len(shape) in (2, 3) else "MLP"
     maker = getattr(networks, parse(text).name, None)
     takes = () if maker is None else inspect.signature(maker).parameters
-    known = {"shape": shape, "channels": shape[0], "dims": len(shape) - 1, "classes": classes}
+    learned = learns_variance(options)
+    channels = (shape[0], 2 * shape[0]) if learned else shape[0]
+    known = {"shape": shape, "channels": channels, "dims": len(shape) - 1, "classes": classes, "outputs": 1 + learned}
     facts = {name: value for name, value in known.items() if name in takes}
     torch.manual_seed(fold(options.training.seed, INITIAL))
     network = construct(with_arguments(text, facts), torch.nn.Module)
     process = Gaussian(construct(options.model.schedule, Schedule))
-    denoiser = Denoiser(network, process, options.model.parametrization, sigma_data=dataset.scaling.sigma_data)
+    denoiser = Denoiser(
+        network,
+        process,
+        options.model.parametrization,
+        variance="learned" if learned else None,
+        sigma_data=dataset.scaling.sigma_data,
+    )
     denoiser.shape = shape
     return denoiser.to((group or Group()).device(options.training.device))
-
-
-def objective(options: RunOptions) -> Objective:
-    """The objective that the options describe."""
-    times = construct(options.objective.times, (UniformTime, UniformSteps, LogNormalSigma, Stratified))
-    return Objective(times, construct(options.objective.weighting, (Simple, EDMWeighting, MinSNR)))
 
 
 def _check_free(folder: Path) -> None:

@@ -25,6 +25,7 @@ from ornstein.parallel import together
 from ornstein.plots.grids import grid_picture, save_picture
 from ornstein.samplers import sample
 from ornstein.training import Batches, Record, Run
+from ornstein.training.noise_scale import noise_scale
 from ornstein.watching import Watcher, open_watchers
 
 MEASURED = 50  # steps from which a budget learns the speed
@@ -184,6 +185,8 @@ class Experiment:
             self._log_step(record, speed)
         if report.validate_every and (count % report.validate_every == 0 or last):
             self._validate()
+        if report.noise_scale_every and (count % report.noise_scale_every == 0 or last):
+            self._measure_noise()
         if report.grid_every and (count % report.grid_every == 0 or last):
             self._grid()
         # A budget's total is saved at once: a resumed run keeps it, and with it its learning rates.
@@ -229,6 +232,12 @@ class Experiment:
                     cond = dataset.test_labels[rows].to(run.device)
                 total += run.objective(denoiser, self._encode(dataset.test[rows]), cond, rng).per_example.float().sum()
         return float(run.group.sum(total)) / n
+
+    def _measure_noise(self) -> None:
+        """The gradient noise scale on the batches that come next, which training will see again."""
+        found = noise_scale(self.run, self.data())
+        figures = {"gradient_square": found.gradient_square, "gradient_variance": found.variance}
+        self._log({**figures, "gradient_noise_scale": found.examples})
 
     def _grid(self) -> None:
         """A picture grid of samples, where the data are images."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout
-from ornstein.networks.patches import check_dims, check_input, depth_to_space, space_to_depth
+from ornstein.networks.patches import Channels, check_dims, check_input, depth_to_space, in_and_out, space_to_depth
 
 HEAD = 32  # widths are multiples of it; heads have 64 channels, or 32 where 64 does not divide the width
 LONGEST = 10_000.0  # wavelengths run from 2 pi to 2 pi times this, in positions
@@ -60,7 +60,8 @@ class DiT(nn.Module):
     Sizes that `patch` does not divide are zero-padded to a multiple of it, and what was added is cropped. Attention
     costs the square of the number of patches. No layer mixes the rows of a batch. Zero output before training.
 
-    Args: `channels` of the data; `dims`, 1 or 2; `width` of a token, a multiple of 32 (heads have 64 channels, or 32
+    Args: `channels` of the data, or (of the input, of the output), twice as many where a variance is learned; `dims`,
+    1 or 2; `width` of a token, a multiple of 32 (heads have 64 channels, or 32
     where 64 does not divide it); `depth`, the number of blocks; `patch`, the side of the squares that are tokens;
     `classes`, 0 or the number of classes (or the length of a float condition); `dropout`, the probability in the
     perceptrons. The paper's S, B, L are (width, depth) = (384, 12), (768, 12), (1024, 24).
@@ -70,7 +71,7 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: Channels,
         dims: int = 2,
         width: int = 384,
         depth: int = 12,
@@ -79,19 +80,20 @@ class DiT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_arguments(channels, dims, width, depth, patch)
+        entering, leaving = in_and_out(channels)
+        check_arguments(min(entering, leaving), dims, width, depth, patch)
         check_dropout("DiT", dropout)
         self.spec = (
             f"DiT(channels={channels}, dims={dims}, width={width}, depth={depth}, patch={patch}, "
             f"classes={classes}, dropout={dropout})"
         )
-        self.channels, self.dims, self.width, self.patch, self.classes = channels, dims, width, patch, classes
+        self.channels, self.dims, self.width, self.patch, self.classes = entering, dims, width, patch, classes
         self.embedding = Embedding(width, classes)
-        self.entry = nn.Linear(channels * patch**dims, width)
+        self.entry = nn.Linear(entering * patch**dims, width)
         self.blocks = nn.ModuleList(DiTBlock(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.exit = nn.Linear(width, channels * patch**dims)
+        self.exit = nn.Linear(width, leaving * patch**dims)
         for name, layer in self.named_modules():
             if not isinstance(layer, nn.Linear) or name.startswith("embedding"):
                 continue

@@ -26,39 +26,50 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """A residual perceptron on `x` of shape (b, *shape), flattened. Returns the same shape; zero before training.
+    """A residual perceptron on `x` of shape (b, *shape), flattened. Returns (b, outputs * shape[0], ...); zero before training.
 
     Args: `shape`, an example's shape (7 stands for (7,)); `width` and `depth`, units and residual blocks; `classes`, 0
-    or the number of classes (or the length of a float condition); `dropout`, the probability within blocks.
+    or the number of classes (or the length of a float condition); `dropout`, the probability within blocks; `outputs`,
+    2 where a variance is learned.
     `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three.
     Raises ConfigurationError for input of another shape.
     """
 
     def __init__(
-        self, shape: int | tuple[int, ...], width: int = 256, depth: int = 4, classes: int = 0, dropout: float = 0.0
+        self,
+        shape: int | tuple[int, ...],
+        width: int = 256,
+        depth: int = 4,
+        classes: int = 0,
+        dropout: float = 0.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        if not shape or min(shape) < 1 or width < 1 or depth < 1:
-            raise ConfigurationError(f"MLP: got shape {shape}, width {width}, depth {depth}; expected positive numbers")
+        if not shape or min(*shape, width, depth, outputs) < 1:
+            raise ConfigurationError(
+                f"MLP: got shape {shape}, width {width}, depth {depth}, outputs {outputs}; expected positive numbers"
+            )
         check_dropout("MLP", dropout)
-        self.spec = f"MLP(shape={shape}, width={width}, depth={depth}, classes={classes}, dropout={dropout})"
-        self.shape = shape
+        self.spec = (
+            f"MLP(shape={shape}, width={width}, depth={depth}, classes={classes}, dropout={dropout}, outputs={outputs})"
+        )
+        self.shape, self.leaving = shape, (outputs * shape[0], *shape[1:])
         self.classes = classes
         self.embedding = Embedding(width, classes)
         self.entry = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(MLPBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.exit = nn.Linear(width, math.prod(shape))
+        self.exit = nn.Linear(width, outputs * math.prod(shape))
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """The output (b, *shape) at the noisy states x and what `Embedding` makes of the rest."""
+        """The output at the noisy states x and what `Embedding` makes of the rest."""
         if tuple(x.shape[1:]) != self.shape:
             raise ConfigurationError(f"MLP: got examples of shape {tuple(x.shape[1:])}, expected {self.shape}")
         embedding = self.embedding(time, cond, keep)
         h = self.entry(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.exit(functional.silu(self.norm(h))).reshape(x.shape)
+        return self.exit(functional.silu(self.norm(h))).reshape(len(x), *self.leaving)

@@ -7,6 +7,16 @@ from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
 
+Channels = int | tuple[int, int]
+
+
+def in_and_out(channels: Channels) -> tuple[int, int]:
+    """The channels of the input and of the output: one number stands for both. Raises ConfigurationError."""
+    pair = (channels, channels) if isinstance(channels, int) else tuple(channels)
+    if len(pair) != 2:
+        raise ConfigurationError(f"got channels={channels}, expected one number, or those of input and output")
+    return pair
+
 
 def check_dims(network: str, dims: int) -> None:
     """Raise ConfigurationError unless a network's data are series or images."""

@@ -17,7 +17,15 @@ from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout, modulate
-from ornstein.networks.patches import check_dims, check_input, crop, depth_to_space, space_to_depth
+from ornstein.networks.patches import (
+    Channels,
+    check_dims,
+    check_input,
+    crop,
+    depth_to_space,
+    in_and_out,
+    space_to_depth,
+)
 
 GROUP = 8  # channels a normalisation group holds; widths are multiples of it
 
@@ -88,7 +96,8 @@ class UNet(nn.Module):
     many on the way up. Sizes that do not divide are zero-padded to a multiple of `patch` and rounded up at each
     halving; what was added is cropped. No layer mixes the rows of a batch. Zero output before training.
 
-    Args: `channels` of the data; `dims`, 1 or 2; `widths`, multiples of 8, finest level first; `blocks` a level;
+    Args: `channels` of the data, or (of the input, of the output), twice as many where a variance is learned; `dims`,
+    1 or 2; `widths`, multiples of 8, finest level first; `blocks` a level;
     `attention`, on how many of the coarsest levels blocks are followed by self-attention; `classes`, 0 or the number of
     classes (or the length of a float condition); `patch`, 1, 2 or 4: the side of the squares taken as one position;
     `dropout`, the probability in blocks.
@@ -98,7 +107,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: Channels,
         dims: int = 2,
         widths: Sequence[int] = (64, 128),
         blocks: int = 2,
@@ -109,17 +118,18 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = tuple(widths)
-        check_arguments(channels, dims, widths, blocks, attention, patch)
+        entering, leaving = in_and_out(channels)
+        check_arguments(min(entering, leaving), dims, widths, blocks, attention, patch)
         check_dropout("UNet", dropout)
         self.spec = (
             f"UNet(channels={channels}, dims={dims}, widths={widths}, blocks={blocks}, attention={attention}, "
             f"classes={classes}, patch={patch}, dropout={dropout})"
         )
-        self.channels, self.dims, self.patch = channels, dims, patch
+        self.channels, self.dims, self.patch = entering, dims, patch
         size = 4 * widths[0]
         self.classes = classes
         self.embedding = Embedding(size, classes)
-        self.entry = convolution(dims, channels * patch**dims, widths[0])
+        self.entry = convolution(dims, entering * patch**dims, widths[0])
         attends = [level >= len(widths) - attention for level in range(len(widths))]
         stages = [
             [Stage(dims, w, size, dropout, blocks, a) for w, a in zip(widths, attends, strict=True)] for _ in range(2)
@@ -130,7 +140,7 @@ class UNet(nn.Module):
         self.ups = nn.ModuleList(convolution(dims, coarse, fine, kernel=1) for fine, coarse in steps)
         self.skips = nn.ModuleList(convolution(dims, fine, fine, kernel=1) for fine, _ in steps)
         self.norm = nn.GroupNorm(widths[0] // GROUP, widths[0])
-        self.exit = convolution(dims, widths[0], channels * patch**dims)
+        self.exit = convolution(dims, widths[0], leaving * patch**dims)
         for parameter in self.exit.parameters():
             nn.init.zeros_(parameter)
         if dims == 2:

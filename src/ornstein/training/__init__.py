@@ -8,6 +8,7 @@ tensors and its counters goes on bit for bit as if it had never stopped, on the 
 from ornstein.training.averages import Averages
 from ornstein.training.loop import check_batch, train
 from ornstein.training.order import Batches
-from ornstein.training.run import LEVELS, Record, Run, load_network
+from ornstein.training.run import LEVELS, Record, Run
+from ornstein.training.weights import load_network
 
 __all__ = ["LEVELS", "Averages", "Batches", "Record", "Run", "check_batch", "load_network", "train"]

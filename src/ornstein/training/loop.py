@@ -12,7 +12,7 @@ from ornstein.data import Dataset
 from ornstein.data.streaming import Stream, batches
 from ornstein.denoisers import Denoiser
 from ornstein.errors import ConfigurationError, DataError
-from ornstein.objectives import Objective
+from ornstein.objectives import Objective, ObjectiveLike
 from ornstein.training.order import Batches
 from ornstein.training.run import Record, Run
 
@@ -20,7 +20,7 @@ from ornstein.training.run import Record, Run
 def train(
     denoiser: Denoiser,
     data: Tensor | np.ndarray | Dataset,
-    objective: Objective | None = None,
+    objective: ObjectiveLike | None = None,
     *,
     cond: Tensor | None = None,
     options: TrainingOptions | None = None,

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from torch.nn.functional import one_hot
 from ornstein.config import TrainingOptions
 from ornstein.denoisers import Denoiser
 from ornstein.devices import autocast, resolve_precision
-from ornstein.errors import CheckpointError, ConfigurationError, NumericalError
+from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise, fold
-from ornstein.objectives import Loss, Objective
+from ornstein.objectives import History, Importance, Loss, ObjectiveLike
 from ornstein.parallel import Group
 from ornstein.training.averages import Averages
+from ornstein.training.weights import copy_over, load_network
 
 DROPOUT = 2  # a stream of the seed
 BETAS = (0.9, 0.99)
@@ -53,7 +54,7 @@ class Run:
     """
 
     def __init__(
-        self, denoiser: Denoiser, objective: Objective, options: TrainingOptions, group: Group | None = None
+        self, denoiser: Denoiser, objective: ObjectiveLike, options: TrainingOptions, group: Group | None = None
     ) -> None:
         self.group = group or Group()
         _check(options, self.group.size)
@@ -68,6 +69,9 @@ class Run:
         self.trained = copy.copy(denoiser)  # the same weights, through the wrapper that averages gradients
         self.trained._modules = {**denoiser._modules, "network": self.group.wrap(denoiser.network)}
         self.trained.training = True
+        times = objective.times
+        self.history = History(times) if isinstance(times, Importance) else None
+        self.aim = objective  # with its times drawn as the history has it; the objective itself never changes
         self.averages = Averages(options.ema, self.parameters)
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, betas=BETAS, weight_decay=options.weight_decay, fused=True
@@ -108,6 +112,7 @@ class Run:
         self._average()
         for loss in losses:
             self._watch(loss)
+        self._remember(losses)
         self.whole = True
         return Record(self.count, self.total, figures[0], figures[2], rate)
 
@@ -131,7 +136,7 @@ class Run:
         rng = Noise(fold(options.seed, self.seen), places, self.device, options.batch_size)
         keep = None if cond is None else rng.uniform((len(x0),), torch.float32) >= options.label_dropout
         with autocast(self.precision, self.device):
-            return self.objective(self.trained, x0, cond, rng, keep)
+            return self.aim(self.trained, x0, cond, rng, keep)
 
     def _backward(self, loss: Loss) -> None:
         """Add the gradient of these losses' share of the mean; the processes' are averaged, so each counts `size` times."""
@@ -155,6 +160,21 @@ class Run:
         values = loss.per_example.detach().float()
         # A product and not index_add_, whose order of summation on a GPU is another each time.
         self.window += torch.stack([values, torch.ones_like(values)]) @ level.to(values)
+
+    def _remember(self, losses: list[Loss]) -> None:
+        """Have the history of an importance law hold the terms that all processes found, and draw the next times by it."""
+        if self.history is None:
+            return
+        t = torch.cat([loss.t.cpu() for loss in losses])
+        terms = torch.cat([loss.term.detach().double().cpu() for loss in losses])
+        for part in self.group.all((t, terms)):
+            self.history.update(*part)
+        self._take_aim()
+
+    def _take_aim(self) -> None:
+        if self.history is not None:
+            times = replace(self.objective.times, probabilities=self.history.probabilities())  # type: ignore[type-var]
+            self.aim = replace(self.objective, times=times)  # type: ignore[type-var]
 
     def losses_by_level(self) -> tuple[float, dict[str, float]]:
         """The mean loss since this was last asked, and that in each eighth of [0, 1] in which a time fell; resets both."""
@@ -192,12 +212,12 @@ class Run:
         try:
             yield self.denoiser
         finally:
-            _copy(self.parameters, weights)
+            copy_over(self.parameters, weights)
             self.denoiser.train()
 
     def use_averages(self, length: float | None = None) -> None:
         """Put averaged weights in place of the trained ones, and the denoiser in evaluation mode."""
-        _copy(self.parameters, self.averages.of[self.averages.chosen if length is None else length])
+        copy_over(self.parameters, self.averages.of[self.averages.chosen if length is None else length])
         self.denoiser.eval()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -208,6 +228,8 @@ class Run:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{key}.{name}"] = value.detach()
+        if self.history is not None:
+            tensors |= {f"history.{name}": value for name, value in self.history.state().items()}
         tensors["window"] = torch.stack(self.group.all(self.window.cpu()))
         counters = {"step": self.count, "seen": self.seen, "total": self.total, "skipped": self.all_skipped()}
         return tensors, {**counters, "ema": self.averages.chosen, "processes": self.group.size}
@@ -221,7 +243,7 @@ class Run:
         """Take over the tensors and counters of `state`. Raises `CheckpointError` where they are of another network."""
         load_network(self.denoiser.network, tensors, "network")
         for length, average in self.averages.of.items():
-            _copy(average, [tensors[f"average.{length:g}.{name}"] for name in self.names])
+            copy_over(average, [tensors[f"average.{length:g}.{name}"] for name in self.names])
         held = []
         for name, parameter in zip(self.names, self.parameters, strict=True):
             keys = [key for key in OPTIMISER_STATE if f"optimiser.{key}.{name}" in tensors]
@@ -236,28 +258,12 @@ class Run:
             self.window.copy_(windows[self.group.rank])
         elif self.group.main:
             self.window.copy_(windows.sum(0))
+        if self.history is not None:
+            self.history.restore({name: tensors[f"history.{name}"] for name in self.history.state()})
+            self._take_aim()
         self.skipped = counters["skipped"] if self.group.main else 0
         self.count, self.seen, self.total = counters["step"], counters["seen"], counters["total"]
         self.averages.chosen = counters["ema"]
-
-
-@torch.no_grad()
-def load_network(network: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Load the tensors `prefix.NAME` over the network's own, and buffers from `network.NAME`. Raises `CheckpointError`."""
-    own = network.state_dict()
-    found = {name: tensors.get(f"{prefix}.{name}", tensors.get(f"network.{name}")) for name in own}
-    for name, value in found.items():
-        if value is None or value.shape != own[name].shape:
-            got = "nothing" if value is None else f"shape {tuple(value.shape)}"
-            raise CheckpointError(
-                f"got {got} for the weight '{name}', expected shape {tuple(own[name].shape)}: this is another network"
-            )
-    network.load_state_dict({name: value for name, value in found.items() if value is not None})
-
-
-@torch.no_grad()
-def _copy(targets: list[Tensor] | tuple[Tensor, ...], sources: list[Tensor]) -> None:
-    torch._foreach_copy_(list(targets), sources)
 
 
 def _check(options: TrainingOptions, processes: int) -> None:

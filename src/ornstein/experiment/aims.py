@@ -1,0 +1,64 @@
+"""What the options of an objective come to."""
+
+from dataclasses import replace
+from typing import Any
+
+from ornstein.config import OBJECTIVES, TIMES, RunOptions
+from ornstein.data import Scaling, TableScaling
+from ornstein.errors import ConfigurationError
+from ornstein.objectives import (
+    VLB,
+    DenoisingScoreMatching,
+    EDMWeighting,
+    ELBOWeighting,
+    Hybrid,
+    ImplicitScoreMatching,
+    Importance,
+    LikelihoodWeighting,
+    LogNormalSigma,
+    MinSNR,
+    Objective,
+    ObjectiveLike,
+    Simple,
+    SlicedScoreMatching,
+    Stratified,
+    UniformLogSNR,
+    UniformSteps,
+    UniformTime,
+)
+from ornstein.specs import construct
+from ornstein.variational import Bins
+
+KINDS = (Objective, VLB, Hybrid, DenoisingScoreMatching, ImplicitScoreMatching, SlicedScoreMatching)
+WEIGHTINGS = (Simple, EDMWeighting, MinSNR, LikelihoodWeighting, ELBOWeighting)
+LAWS = (UniformTime, UniformSteps, UniformLogSNR, LogNormalSigma, Stratified, Importance)
+BOUNDS = ("vlb", "hybrid", "VLB", "Hybrid")
+
+
+def objective(options: RunOptions, scaling: Scaling | TableScaling | None = None) -> ObjectiveLike:
+    """The objective that the options describe; `scaling` gives it what depends on the data: bins of levels, sigma_data.
+
+    Raises `ConfigurationError` on names and combinations that there are not.
+    """
+    named = options.objective
+    made: Any = construct(OBJECTIVES.get(named.objective, named.objective), KINDS)
+    on_chain = isinstance(made, (VLB, Hybrid))
+    if named.weighting:
+        if not isinstance(made, Objective):
+            raise ConfigurationError(
+                f"got weighting '{named.weighting}' for objective '{named.objective}', which has its own; expected none, "
+                "or objective 'simple'"
+            )
+        made = replace(made, weighting=construct(named.weighting, WEIGHTINGS))
+    elif named.objective == "edm" and scaling is not None:
+        made = replace(made, weighting=EDMWeighting(scaling.sigma_data))
+    if named.times:
+        text = "UniformSteps" if on_chain and named.times == "uniform" else TIMES.get(named.times, named.times)
+        made = replace(made, times=construct(text, LAWS))
+    return replace(made, bins=Bins.of(scaling)) if on_chain else made
+
+
+def learns_variance(options: RunOptions) -> bool:
+    """Whether the network is to predict a variance: where the options say so, or the objective is a bound."""
+    bound = options.objective.objective.partition("(")[0] in BOUNDS
+    return options.model.variance == "learned" or (options.model.variance == "auto" and bound)

@@ -1,0 +1,129 @@
+"""The one curve from data to noise: the probability-flow ODE (paper 002 eq. 52) of every schedule in an angle.
+
+With s = sigma / alpha and y = mu + (x_t - mu) / alpha, x_0 at level s, every schedule has dy/ds = eps. In
+
+    tan(theta) = s / sigma_d,    z = (x_t - mu) / N = (y - mu) cos(theta) / sigma_d,    N^2 = alpha^2 sigma_d^2 + sigma^2
+
+it becomes
+
+    dz/dtheta = cos(theta) eps - sin(theta) (x_0 - mu) / sigma_d = -F,
+
+F being the reading that EDM's networks predict, of size 1 at every noise level: theta runs from near 0 at the data to at most
+pi/2 at the noise, and nothing is infinite on the way, neither where sigma = 0 nor where alpha = 0. The density of z obeys
+
+    d log p(z) / dtheta = -div(dz/dtheta),
+
+and with theta_0, theta_1 and N_1 those of the ends, x of D components
+
+    log p(x) = log p_1(x_1) + D log(N_1 cos(theta_0) / sigma_d) + int_theta_0^theta_1 div(dz/dtheta) dtheta.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ornstein.denoisers import DenoiserLike
+from ornstein.errors import ConfigurationError
+from ornstein.processes.gaussian import Estimate, Gaussian
+
+NEAREST = (
+    1e-4  # of sigma_d: the level taken for 0, below those that networks are trained at (EDM's least is 4e-3 of it)
+)
+WITHIN = (
+    3.0  # times theta_0: the field changes with log(theta) there, so a first step beyond it would see nothing of it
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The curve of a denoiser under a condition.
+
+    sigma: the level of the schedule at its first time. first, last: the angles theta at the data and at the noise.
+    """
+
+    denoiser: DenoiserLike
+    process: Gaussian
+    sigma_data: float
+    sigma: float
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, denoiser: DenoiserLike, cond: Tensor | None = None) -> "Curve":
+        """The curve from the schedule's first level, or NEAREST where that is lower, to its last."""
+        process, sigma_data = denoiser.process.given(cond), _sigma_data(denoiser)
+        low, high = (_ratio(process, t) for t in (process.schedule.t_min, 1.0))
+        first, last = (math.atan(s / sigma_data) for s in (max(low, NEAREST * sigma_data), high))
+        return cls(denoiser, process, sigma_data, low, first, last)
+
+    def slope(self, theta: Tensor, z: Tensor, cond: Tensor | None) -> Tensor:
+        """dz/dtheta (b, *d) at theta (b,), by one call of the denoiser."""
+        s = self.sigma_data * torch.tan(theta.clamp(self.first, self.last))
+        t = self.process.schedule.time_at(-2 * torch.log(s))
+        alpha, sigma, _ = self.process.level(t, z)
+        estimate = self.denoiser(self._mu(z) + ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5 * z, t, cond)
+        if z.requires_grad and not estimate.value.requires_grad:
+            raise ConfigurationError(
+                "got a denoiser whose estimate autograd cannot follow to its input, expected one without no_grad, detach "
+                "or numpy: the divergence of its field is needed"
+            )
+        return -_edm(estimate, self.sigma_data)
+
+    def at_data(self, x: Tensor) -> Tensor:
+        """z of x (b, *d) at the data end."""
+        return (x - self._mu(x)) * (math.cos(self.first) / self.sigma_data)
+
+    def to_data(self, z: Tensor) -> Tensor:
+        """x of z at the data end."""
+        return self._mu(z) + z * (self.sigma_data / math.cos(self.first))
+
+    def at_noise(self, x: Tensor) -> Tensor:
+        """z of x_1 (b, *d)."""
+        return (x - self._mu(x)) / self._norm
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """x_1 of z at the noise end."""
+        return self._mu(z) + z * self._norm
+
+    @property
+    def first_step(self) -> float:
+        """The most that a first step from the data may be."""
+        return WITHIN * self.first
+
+    @property
+    def log_stretch(self) -> float:
+        """log |dx_1 / dx| of the change of units alone, for one component: log(N_1 cos(theta_0) / sigma_d)."""
+        return math.log(self._norm * math.cos(self.first) / self.sigma_data)
+
+    @property
+    def _norm(self) -> float:
+        alpha, sigma, _ = self.process.level(1.0)
+        return math.hypot(alpha * self.sigma_data, sigma)
+
+    def _mu(self, x: Tensor) -> Tensor | float:
+        return 0.0 if self.process.base is None else self.process.base.mean.to(x)
+
+
+def _edm(estimate: Estimate, sigma_data: float) -> Tensor:
+    """EDM's F at `sigma_data`, whatever the estimate's own; over v, which is defined at every level."""
+    if estimate.kind == "edm" and estimate.sigma_data != sigma_data:
+        estimate = estimate.process.estimate(estimate.x_t, estimate.t, v=estimate.v)
+    return replace(estimate, sigma_data=sigma_data).edm
+
+
+def _ratio(process: Gaussian, t: float) -> float:
+    """sigma / alpha."""
+    log_snr = process.level(t).log_snr
+    return math.inf if log_snr == -math.inf else math.exp(-log_snr / 2)
+
+
+def _sigma_data(denoiser: object) -> float:
+    """The sigma_data of a denoiser, or of the one it wraps; 1 where none has one."""
+    while denoiser is not None:
+        found = getattr(denoiser, "sigma_data", None)
+        if found is not None:
+            return float(found)
+        denoiser = getattr(denoiser, "denoiser", None)
+    return 1.0

@@ -1,0 +1,238 @@
+"""`elbo`: a lower bound of log p(x) in named parts, from the terms of `ornstein.variational`.
+
+Two estimators of one bound, and its limit:
+
+    denoising   -KL(q(x_T | x_0) || p(x_T)) - sum KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)) + log p(x_0 | x_1),
+                each term at a draw of its own x_i (paper 002 eq. 23)
+    path        -KL(q(x_T | x_{T-1}) || p(x_T)) + sum log p(x_i | x_{i+1}) / q(x_i | x_{i-1}) + log p(x_0 | x_1),
+                all at one draw of the path x_1 .. x_T (paper 002 eq. 21 as corrected: a log-ratio, not a KL)
+    T -> inf    the KLs become 1/2 int E||eps - eps_hat||^2 d log-SNR, in which the variance of p plays no part
+
+The sums of the three have an expectation each; those of the first two are equal, and tend to the third.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ornstein import grids
+from ornstein.denoisers import DenoiserLike
+from ornstein.errors import ConfigurationError, NumericalError
+from ornstein.likelihood.examples import Examples
+from ornstein.likelihood.records import Bound, Steps, concatenated
+from ornstein.noise import Noise, fold
+from ornstein.processes.gaussian import Gaussian
+from ornstein.processes.normal import GaussianLaw
+from ornstein.samplers.base import Counted
+from ornstein.schedules.base import Time, as_time
+from ornstein.variational import (
+    Bins,
+    chain,
+    floor,
+    in_float64,
+    kl_rate,
+    marginal,
+    prior_kl,
+    reconstruction,
+    reverse_law,
+    transition_kl,
+)
+
+FORMS = ("denoising", "path")
+LIMIT_TERMS = 128
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of the bound of b examples in nats: the prior (b,), and the steps (., b) from the noisy end, of which the
+    last is the reconstruction."""
+
+    prior: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The times t_1 < ... < t_T of the chain, and p(x_{i-1} | x_i): its fixed fraction, least std at the data, and bins.
+
+    terms: how many of the denoising terms are drawn, None for all. limit: whether they are of the integral over log-SNR
+    between the first time and the last.
+    """
+
+    times: tuple[float, ...]
+    fixed: float
+    least: float
+    bins: Bins | None
+    terms: int | None
+    limit: bool = False
+
+    def separate(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise, u: Tensor) -> Terms:
+        """Each term at a draw of its own; u (b, terms) says which are drawn."""
+        process, terms = denoiser.process, []
+        for t, s, weight in self._visits(process, u):
+            estimate = denoiser(process.noise(x0, t, rng), t)
+            cost = kl_rate(estimate, x0, t) if s is None else transition_kl(estimate, x0, t, s, self.fixed)
+            terms.append(-weight * cost)
+        terms.append(self._last(denoiser, process.noise(x0, self.times[0], rng), x0))
+        return Terms(-prior_kl(process, x0, self.times[-1]), torch.stack(terms))
+
+    def _visits(self, process: Gaussian, u: Tensor) -> Iterator[tuple[Time, Time | None, float]]:
+        """The steps (t, s, weight) from the noisy end, or drawn ones, one in each of equal parts; s is None in the limit."""
+        times, count = torch.tensor(self.times, dtype=torch.float64), len(self.times) - 1
+        if self.terms is None:
+            yield from ((self.times[i], self.times[i - 1], 1.0) for i in range(count, 0, -1))
+            return
+        low, high = process.schedule.log_snr(times[[-1, 0]]).tolist()
+        for place in ((torch.arange(self.terms) + u) / self.terms).unbind(1):
+            if self.limit:
+                yield process.schedule.time_at(low + (high - low) * place), None, (high - low) / self.terms
+            else:
+                i = 1 + (place * count).long().clamp(max=count - 1)
+                yield times[i], times[i - 1], count / self.terms
+
+    def path(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise) -> Terms:
+        """Every step, at one path drawn upwards, x_1, x_2, .., x_T."""
+        process, times = denoiser.process, self.times
+        law = marginal(process, x0, times[0])
+        x = law.sample(rng).to(x0.dtype)
+        terms = [self._last(denoiser, x, x0)]
+        for s, t in pairwise(times):
+            above = process.transition(in_float64(x), s, t)
+            x_t = above.sample(rng).to(x0.dtype)
+            back = reverse_law(denoiser(x_t, t), t, s, self.fixed)
+            terms.append(back.log_prob(in_float64(x)) - law.log_prob(in_float64(x)))
+            law, x = above, x_t
+        mean = torch.zeros_like(law.mean) if process.base is None else process.base.mean.to(law.mean).expand_as(x)
+        prior = GaussianLaw(mean, float(process.level(times[-1]).sigma), process.base)
+        return Terms(-law.kl(prior), torch.stack(terms[::-1]))
+
+    def _last(self, denoiser: DenoiserLike, x_1: Tensor, x0: Tensor) -> Tensor:
+        """log p(x_0 | x_1), (b,)."""
+        t = self.times[0]
+        return reconstruction(denoiser(x_1, t), x0, t, self.least, self.bins, self.fixed)
+
+
+def elbo(
+    denoiser: DenoiserLike,
+    x: Tensor,
+    *,
+    steps: float = 1000,
+    grid: Tensor | None = None,
+    terms: int | None = None,
+    form: str = "denoising",
+    fixed: float = 1.0,
+    cond: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Bound:
+    """A lower bound of log p(x) for each example, in nats: E_q log p(x_0, x_1 .. x_T) / q(x_1 .. x_T | x_0) by draws of q.
+
+    Args:
+        denoiser: in model units; or a loaded `Model`, whose raw data x is: of levels, whose log-probability is bounded by
+            the discretised decoder, or continuous, whose log-density is.
+        x: (n, *d).
+        steps: T, the length of the chain, which for data of levels begins at half the width of a level (below that the chain
+            would code what rounding knows); math.inf for the continuous-time limit, between sigma / alpha of 0.002 and 80
+            or the schedule's own ends where they are narrower, decoded there with std sigma.
+        grid: the falling times of the chain, in place of `steps`; the data at its end may be left out.
+        terms: K of the T - 1 denoising terms, drawn for each example, for an unbiased estimate with K + 1 calls; all of
+            them, and T calls, where None. In the limit the number of draws of the integral, 128 where None.
+        form: "denoising" or "path"; see the module.
+        fixed: where between beta~ (0) and beta (1) the variance lies, in log, where it is not learned.
+        cond: the condition, (n, ...).
+        seed: example i draws from (seed, i) alone, whatever the batch size.
+        batch_size: examples per network call (256).
+
+    Raises `ConfigurationError` on options that do not fit, `DataError` on x that the denoiser cannot have,
+    `NumericalError` where a term is NaN or infinite.
+    """
+    began = time.perf_counter()
+    examples = Examples.of(denoiser, x, cond)
+    offset = examples.log_det()
+    setting = _chain(denoiser.process, steps, grid, terms, form, fixed, Bins.of(examples.scaling))
+    found, tables, calls = [], [], 0
+    for batch in examples.batches(batch_size):
+        counted, rng = Counted(denoiser, batch.cond), Noise(seed, batch.rows, examples.device)
+        places = Noise(fold(seed, 1), batch.rows).uniform((len(batch.rows), setting.terms or 0))
+        with torch.no_grad():
+            path = form == "path"
+            got = setting.path(counted, batch.x0, rng) if path else setting.separate(counted, batch.x0, rng, places)
+        found.append((got.prior, got.steps[:-1].sum(0), got.steps[-1] + offset))
+        _check_finite(found[-1], batch.rows)
+        if setting.terms is None:
+            tables.append(got.steps.cpu())
+        calls = counted.calls
+    prior, diffusion, last = (concatenated(list(part)) for part in zip(*found, strict=True))
+    seconds = time.perf_counter() - began
+    summary = _summary(setting.times, tables, offset) if tables else None
+    return Bound(examples.dims, float(calls), seconds, examples.levels, prior, diffusion, last, summary)
+
+
+def _chain(
+    process: Gaussian,
+    steps: float,
+    grid: Tensor | None,
+    terms: int | None,
+    form: str,
+    fixed: float,
+    bins: Bins | None,
+) -> _Chain:
+    """The chain of `elbo`'s options. Raises `ConfigurationError` where they do not fit."""
+    if form not in FORMS:
+        raise ConfigurationError(f"got form '{form}', expected one of {', '.join(FORMS)}")
+    if not 0 <= fixed <= 1:
+        raise ConfigurationError(f"got fixed={fixed}, expected 0 (beta~) to 1 (beta)")
+    if terms is not None and terms < 1:
+        raise ConfigurationError(f"got terms={terms}, expected at least 1, or None for all")
+    if form == "path" and (terms is not None or steps == math.inf):
+        raise ConfigurationError("got form='path' with drawn terms, expected terms=None and a finite number of steps")
+    resolution = 0.0 if bins is None else bins.resolution
+    if steps == math.inf:
+        if grid is not None:
+            raise ConfigurationError("got a grid and steps=math.inf, expected one of them")
+        ends = grids.log_snr(process, 2, max(grids.SIGMA_MIN, resolution))[:2]
+        t_1, t_2 = float(ends[1]), float(ends[0])
+        return _Chain((t_1, t_2), fixed, float(process.level(t_1).sigma), bins, terms or LIMIT_TERMS, limit=True)
+    if grid is None and not (steps >= 1 and int(steps) == steps):
+        raise ConfigurationError(f"got steps={steps}, expected a whole number of at least 1, or math.inf")
+    times = tuple((chain(process, int(steps), resolution) if grid is None else _levels(process, grid)).tolist())
+    one = len(times) == 1
+    least = float(process.level(times[0]).sigma) if one else floor(process, times[0], times[1])
+    return _Chain(times, fixed, least, bins, None if one else terms)
+
+
+def _levels(process: Gaussian, grid: Tensor) -> Tensor:
+    """The times of a falling grid without the data at its end, rising."""
+    times = as_time(grid)
+    if times.ndim != 1 or len(times) < 1 or times.min() < 0 or times.max() > 1 or not (times.diff() < 0).all():
+        raise ConfigurationError("got a grid that is not one axis of falling times in [0, 1]")
+    last = float(times[-1])
+    on_data = last < process.schedule.t_min or float(process.level(last).sigma) == 0
+    times = times[:-1] if on_data else times
+    if not len(times):
+        raise ConfigurationError("got a grid of the data alone, expected times with noise before it")
+    return times.flip(0)
+
+
+def _check_finite(parts: tuple[Tensor, ...], rows: range) -> None:
+    for name, part in zip(("prior", "diffusion", "reconstruction"), parts, strict=True):
+        bad = (~torch.isfinite(part)).nonzero().flatten().tolist()
+        if bad:
+            raise NumericalError(
+                f"the {name} part of the bound is NaN or infinite for {len(bad)} of {len(rows)} examples, the first of "
+                f"which is {rows[bad[0]]}; the network returns NaN or infinity, or the example is far from its data"
+            )
+
+
+def _summary(times: tuple[float, ...], tables: list[Tensor], offset: float) -> Steps:
+    """Means and standard errors over all examples, from tables (T, b) of the batches."""
+    t = torch.tensor(times, dtype=torch.float64).flip(0)
+    table = torch.cat([part.double().cpu() for part in tables], dim=1)
+    table[-1] += offset
+    errors = table.std(1) / math.sqrt(table.shape[1])
+    return Steps(t, torch.cat([t[1:], t.new_zeros(1)]), table.mean(1), errors)

@@ -1,0 +1,104 @@
+"""What a likelihood is asked of: examples, checked once, then given out in batches in model units.
+
+On a plain denoiser x is in model units. On a `Model` (a denoiser with a `scaling`) x is raw data, and so is the unit of the
+answer: nats of the model's units become those of the data by adding `log_det`, or are those of a probability of levels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.denoisers import DenoiserLike
+from ornstein.errors import ConfigurationError, DataError
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples `rows` of the whole: x0 (b, *d) in model units and the condition, on the denoiser's device."""
+
+    rows: range
+    x0: Tensor
+    cond: Tensor | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples x with their condition (n, ...) and, where they are raw data, their scaling. Made by `Examples.of`."""
+
+    x: Tensor
+    cond: Tensor | None
+    scaling: Any
+    device: torch.device
+
+    @classmethod
+    def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Tensor | None) -> "Examples":
+        """The examples a denoiser is asked about. Raises `DataError` where x cannot be data of that denoiser."""
+        scaling = getattr(denoiser, "scaling", None)
+        x = torch.as_tensor(x)
+        if not len(x) or x.ndim < 2:
+            raise DataError(f"got x of shape {tuple(x.shape)}, expected (n, ...) with at least one example")
+        if cond is not None and len(cond) != len(x):
+            raise ConfigurationError(f"got {len(cond)} rows of cond for {len(x)} examples, expected {len(x)}")
+        if scaling is None:
+            _check_model_units(x, getattr(denoiser, "shape", None))
+        elif scaling.levels is not None:
+            _check_levels(x, scaling.levels)
+        if x.is_floating_point() and scaling is None and not torch.isfinite(x).all():
+            raise DataError("x holds NaN or infinity, expected finite numbers")
+        parameters = getattr(denoiser, "parameters", None)
+        first = None if parameters is None else next(iter(parameters()), None)
+        return cls(x, cond, scaling, x.device if first is None else first.device)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def levels(self) -> int | None:
+        """The number of levels of quantised data; None for continuous data and for model units."""
+        return None if self.scaling is None else self.scaling.levels
+
+    @property
+    def dims(self) -> int:
+        """Components of an example."""
+        return self.x[0].numel() if self.scaling is None else self.scaling.dims
+
+    def log_det(self) -> float:
+        """What turns nats of a density in model units into nats of the data's: 0 where x is in model units, or has levels.
+
+        Raises `ConfigurationError` where the data have no density.
+        """
+        return 0.0 if self.scaling is None or self.levels is not None else self.scaling.log_det()
+
+    def batches(self, size: int | None) -> Iterator[Batch]:
+        """The examples in order, `size` at a time. Raises `DataError` where raw data are not of the scaling's shape."""
+        size = BATCH_SIZE if size is None else size
+        if size < 1:
+            raise ConfigurationError(f"got batch_size={size}, expected at least 1")
+        for begin in range(0, len(self), size):
+            rows = range(begin, min(begin + size, len(self)))
+            part = self.x[rows.start : rows.stop]
+            x0 = part if self.scaling is None else self.scaling.encode(part)
+            cond = None if self.cond is None else self.cond[rows.start : rows.stop].to(self.device)
+            yield Batch(rows, x0.to(self.device), cond)
+
+
+def _check_model_units(x: Tensor, shape: tuple[int, ...] | None) -> None:
+    if not x.is_floating_point():
+        raise DataError(f"got x of type {x.dtype}, expected floats in model units; pass the loaded Model for raw data")
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        raise DataError(f"got x of shape {tuple(x.shape)}, expected (n, {', '.join(map(str, shape))})")
+
+
+def _check_levels(x: Tensor, levels: int) -> None:
+    low, high = float(x.min()), float(x.max())
+    whole = not x.is_floating_point() or bool((x == x.round()).all())
+    if not (whole and low >= 0 and high < levels):
+        raise DataError(
+            f"got {'' if whole else 'fractional '}values from {low:g} to {high:g}, expected the whole numbers 0 to "
+            f"{levels - 1} of the model's data of {levels} levels"
+        )

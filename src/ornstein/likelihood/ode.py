@@ -1,0 +1,197 @@
+"""`log_likelihood`: log p(x) by the probability-flow ODE, carried along the curve of `ornstein.likelihood.curve`.
+
+    log p(x) = log p_1(x_1) + D log(N_1 cos(theta_0) / sigma_d) + int div(dz/dtheta) dtheta
+
+The path z and the integral are one state of one Runge-Kutta integration, whose tolerances hold for both (the integral counted
+per dimension). What the figure rests on is said in the record: the law taken at t = 1, the level at which the density is, the
+probes of the trace. Quantised data have no density; `Dequantise` makes a lower bound of their log-probability.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.denoisers import DenoiserLike
+from ornstein.errors import ConfigurationError, NumericalError
+from ornstein.integrate import RungeKutta, Solver, State, integrate
+from ornstein.likelihood.curve import Curve
+from ornstein.likelihood.examples import Batch, Examples
+from ornstein.likelihood.records import Likelihood, concatenated
+from ornstein.likelihood.trace import Exact, Hutchinson, Trace, divergence
+from ornstein.noise import Noise
+from ornstein.variational import prior_kl
+
+BATCH_SIZE = 64
+SMALL = 32  # dimensions up to which the exact trace is the default
+
+
+@dataclass(frozen=True)
+class Dequantise:
+    """Quantised data as continuous ones: x + u with u uniform on the bin of x, of width 1 in raw units.
+
+    The mean over draws of log p(x + u) is, in expectation, at most log P(x) = log E p(x + u) (Theis et al. 2016). With
+    `tighten` the draws are averaged before the logarithm, a bound that rises with their number (Burda et al. 2016); it
+    needs the exact trace, for the noise of probes would be averaged in the same way, and raise it above log P(x).
+    """
+
+    draws: int = 1
+    tighten: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigurationError(f"got draws={self.draws}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a density is computed: trace, solver, law at t = 1, dequantisation, seed."""
+
+    trace: Trace
+    solver: Solver
+    terminal: Callable[[Tensor], Tensor] | None
+    dequantise: Dequantise | None
+    seed: int
+
+
+def log_likelihood(
+    denoiser: DenoiserLike,
+    x: Tensor,
+    *,
+    trace: Trace | None = None,
+    solver: Solver | None = None,
+    terminal: Callable[[Tensor], Tensor] | None = None,
+    dequantise: Dequantise | None = None,
+    cond: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Likelihood:
+    """log p(x) of examples x (n, *d) in nats, by the probability-flow ODE (paper 002 eq. 52).
+
+    Args:
+        denoiser: a denoiser, and x in model units; or a loaded `Model`, and x raw data.
+        trace: of the divergence; by default `Exact()` up to 32 dimensions and where draws are tightened, else
+            `Hutchinson()`.
+        solver: by default `RungeKutta()`, rtol = atol = 1e-5; or `FixedSteps(n)`.
+        terminal: log-density of x_1 (b, *d) in nats, (b,); by default the prior's, log N(x_1; mu, sigma(1)^2 Sigma).
+        dequantise: for quantised data, by default `Dequantise()`; the figure is then a bound of their log-probability.
+        cond: the condition, (n, ...).
+        seed: probes and draws of example i are functions of (seed, i), whatever the batch size.
+        batch_size: examples per network call (64).
+
+    Raises `ConfigurationError` on options that do not fit, and where the schedule's first level is too far from the data;
+    `DataError` on x that the denoiser does not know; `NumericalError` where the ODE cannot be solved.
+    """
+    began = time.perf_counter()
+    examples = Examples.of(denoiser, x, cond)
+    dequantise = _dequantisation(dequantise, examples)
+    trace = _trace(trace, dequantise, examples.dims)
+    curve = Curve.of(denoiser, cond)
+    _check_range(curve, examples)
+    recipe = _Recipe(trace, solver or RungeKutta(), terminal, dequantise, seed)
+    unit = 0.0 if examples.scaling is None else examples.scaling.log_det()
+    values, errors, calls, mismatch = [], [], [], []
+    for batch in examples.batches(BATCH_SIZE if batch_size is None else batch_size):
+        found, error, made = _of_batch(curve, batch, recipe, examples.scaling)
+        values.append(found + unit)
+        errors.append(error)
+        calls.append(made)
+        mismatch.append(prior_kl(curve.process, batch.x0))
+    total = concatenated(values)
+    if total.isnan().any():
+        raise NumericalError(
+            f"log p is not a number in {int(total.isnan().sum())} examples: terminal returns NaN there"
+        )
+    return Likelihood(
+        values=total,
+        probe_error=None if errors[0].isnan().all() else concatenated(errors),
+        mismatch=concatenated(mismatch) if terminal is None else None,
+        sigma=curve.sigma,
+        dims=examples.dims,
+        calls=float(concatenated(calls).mean()),
+        seconds=time.perf_counter() - began,
+        levels=examples.levels,
+    )
+
+
+def _of_batch(curve: Curve, batch: Batch, recipe: _Recipe, scaling: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of a batch in nats of model units, the standard error over probes (NaN where there is one), the calls: (b,)."""
+    rng = Noise(recipe.seed, batch.rows, batch.x0.device)
+    probes = recipe.trace.draw(batch.x0, rng)  # the same for all draws, whose differences they then do not blur
+    found, calls = [], torch.zeros(len(batch.x0), dtype=torch.long)
+    for _ in range(1 if recipe.dequantise is None else recipe.dequantise.draws):
+        x = batch.x0 if recipe.dequantise is None else _in_bins(batch.x0, scaling, rng)
+        values, made = _log_density(curve, x, probes, recipe, batch.cond)
+        found.append(values)
+        calls += made
+    nats = torch.stack(found, 1)  # (b, draws, K)
+    each, error = nats.mean(2), nats.mean(1)
+    error = error.std(1) / math.sqrt(error.shape[1]) if error.shape[1] > 1 else torch.full_like(each[:, 0], math.nan)
+    if recipe.dequantise is not None and recipe.dequantise.tighten:
+        return each.logsumexp(1) - math.log(each.shape[1]), error, calls
+    return each.mean(1), error, calls
+
+
+def _log_density(
+    curve: Curve, x: Tensor, probes: Tensor, recipe: _Recipe, cond: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """log p(x) in nats of model units for every probe (b, K), and the network calls (b,)."""
+    dims = x[0].numel()
+
+    def field(theta: Tensor, state: State, rows: Tensor) -> State:
+        part = None if cond is None else cond[rows]
+        slope, products = divergence(lambda z: curve.slope(theta, z, part), state[0], recipe.trace, probes[rows])
+        return slope, products / dims
+
+    start = torch.zeros(len(x), max(1, probes.shape[1]), dtype=torch.float64)
+    found = integrate(field, (curve.at_data(x), start), curve.first, curve.last, recipe.solver, first=curve.first_step)
+    z, change = found.state
+    if recipe.terminal is None:
+        last = curve.process.log_prior(curve.to_noise(z.cpu().double()))
+    else:
+        last = recipe.terminal(curve.to_noise(z)).detach().cpu().double()
+    return last[:, None] + dims * (curve.log_stretch + change), found.calls
+
+
+def _in_bins(x: Tensor, scaling: Any, rng: Noise) -> Tensor:
+    """x, the middles of bins in model units, moved to uniform places in them."""
+    return x + (rng.uniform(x.shape, x.dtype) - 0.5) * x.new_tensor(scaling.scale)
+
+
+def _dequantisation(asked: Dequantise | None, examples: Examples) -> Dequantise | None:
+    if examples.levels is None and asked is not None:
+        raise ConfigurationError(
+            f"got {asked} for continuous data, which have a density as they are; expected dequantise=None"
+        )
+    return Dequantise() if asked is None and examples.levels is not None else asked
+
+
+def _trace(asked: Trace | None, dequantise: Dequantise | None, dims: int) -> Trace:
+    tighten = dequantise is not None and dequantise.tighten
+    if tighten and asked is not None and not isinstance(asked, Exact):
+        raise ConfigurationError(
+            f"got {asked} with tighten=True, which is no bound: the noise of probes raises the mean over draws; expected "
+            f"trace=Exact(limit={dims}), or tighten=False"
+        )
+    if asked is not None:
+        return asked
+    return Exact() if dims <= SMALL or tighten else Hutchinson()
+
+
+def _check_range(curve: Curve, examples: Examples) -> None:
+    """Refuse a schedule whose first level blurs what the density is asked of."""
+    if examples.levels is not None:
+        most, what = min(examples.scaling.scale), "the width of a level"
+    else:
+        spread = curve.sigma_data if examples.scaling is None else examples.scaling.sigma_data
+        most, what = spread / 10, "a tenth of the data's standard deviation"
+    if curve.sigma > most:
+        raise ConfigurationError(
+            f"the noise does not reach down to the data: the first level of {type(curve.process.schedule).__name__}, sigma "
+            f"/ alpha = {curve.sigma:.3g}, is above {what}, {most:.3g} in model units; expected a schedule whose sigma_min "
+            f"is at most {most:.3g} (of a table, more steps)"
+        )

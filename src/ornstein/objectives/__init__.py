@@ -1,0 +1,51 @@
+"""Objectives: `(denoiser, x0, cond, rng, keep) -> Loss`, made of a time law, a weighting and a comparison.
+
+squared.py         the squared error of one reading, `Objective`: the default, and the route of every training step
+times.py           laws of training times
+importance.py      times drawn by the history of their losses
+weightings.py      factors on the squared error
+bounds.py          the variational bound, alone and beside the squared error
+score_matching.py  the four forms of score matching
+"""
+
+from ornstein.objectives.bounds import VLB, Hybrid
+from ornstein.objectives.importance import History, Importance
+from ornstein.objectives.score_matching import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    ImplicitScoreMatching,
+    SlicedScoreMatching,
+    irreducible,
+)
+from ornstein.objectives.squared import EDGE, Loss, Objective, ObjectiveLike, Simple, TimeLaw, UniformTime, WeightingLaw
+from ornstein.objectives.times import LogNormalSigma, Stratified, UniformLogSNR, UniformSteps
+from ornstein.objectives.weightings import EDMWeighting, ELBOWeighting, LikelihoodWeighting, MinSNR, Weighting
+
+__all__ = [
+    "EDGE",
+    "VLB",
+    "DenoisingScoreMatching",
+    "EDMWeighting",
+    "ELBOWeighting",
+    "ExplicitScoreMatching",
+    "History",
+    "Hybrid",
+    "ImplicitScoreMatching",
+    "Importance",
+    "LikelihoodWeighting",
+    "LogNormalSigma",
+    "Loss",
+    "MinSNR",
+    "Objective",
+    "ObjectiveLike",
+    "Simple",
+    "SlicedScoreMatching",
+    "Stratified",
+    "TimeLaw",
+    "UniformLogSNR",
+    "UniformSteps",
+    "UniformTime",
+    "Weighting",
+    "WeightingLaw",
+    "irreducible",
+]

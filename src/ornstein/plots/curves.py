@@ -1,0 +1,50 @@
+"""Curves as pictures, by matplotlib (the extra `plots`), imported where one is asked for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ornstein.errors import ConfigurationError
+from ornstein.files import atomic_write
+
+SMALLEST = 1e-7  # of the largest value: what is below is off the picture
+
+
+def require_matplotlib() -> None:
+    """Raise `ConfigurationError` where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ConfigurationError('pictures of curves need matplotlib: pip install "ornstein[plots]"') from None
+
+
+def curve_picture(
+    x: Sequence[float],
+    y: Sequence[float],
+    errors: Sequence[float],
+    path: str | os.PathLike[str],
+    labels: tuple[str, str],
+    title: str,
+) -> Path:
+    """Write y with a band of two errors against x as a PNG, the vertical axis logarithmic where all of y is above 0.
+
+    `labels` name the two axes. Whole or not at all; returns the path. Raises `ConfigurationError` without matplotlib.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    low, high = ([a + sign * 2 * e for a, e in zip(y, errors, strict=True)] for sign in (-1, 1))
+    axes.fill_between(x, low, high, alpha=0.3, linewidth=0)
+    axes.plot(x, y, linewidth=1)
+    if min(y) > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(min(y) / 2, max(y) * SMALLEST))
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return Path(path)
