@@ -53,12 +53,12 @@ stopped.run.step = ask
 assert stopped.train(progress=False)["stopped"] == "interrupted"
 
 poisoned = experiment.create(options(), folder / "poisoned", group)
-objective = poisoned.run.objective
+objective = poisoned.run.aim
 def poison(*arguments):
     loss = objective(*arguments)
     bad = group.rank == 1 and poisoned.run.count == 5
     return dataclasses.replace(loss, per_example=loss.per_example * (float("nan") if bad else 1.0))
-poisoned.run.objective = poison
+poisoned.run.aim = poison
 try:
     poisoned.train(progress=False)
 except NumericalError as error:

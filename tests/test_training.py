@@ -199,13 +199,13 @@ def test_leaving_the_loop_early_leaves_the_averaged_weights():
 
 def test_nan_loss_stops_names_step_and_noise_level_and_keeps_the_last_good_state(tmp_path):
     run = experiment.create(options(steps=20), tmp_path / "run")
-    objective = run.run.objective
+    objective = run.run.aim
 
     def poisoned(denoiser, x0, cond, rng, keep=None):
         loss = objective(denoiser, x0, cond, rng, keep)
         return replace(loss, per_example=loss.per_example * (float("nan") if run.run.count == 4 else 1.0))
 
-    run.run.objective = poisoned
+    run.run.aim = poisoned
     with pytest.raises(NumericalError, match=r"step 5: .* at t = .*log-SNR.*last good state"):
         run.train(progress=False)
     saved = experiment.resume(tmp_path / "run").run
@@ -362,13 +362,13 @@ def test_the_average_of_least_validation_loss_is_used_and_another_on_request(tmp
 def test_losses_by_level_are_means_over_the_window(tmp_path):
     """Each eighth of time has the mean of its examples' losses since the last line, and all of them the mean loss."""
     made = experiment.create(options(steps=4, log_every=2), tmp_path / "run")
-    seen, objective = [], made.run.objective
+    seen, objective = [], made.run.aim
 
     def keep(*args):
         seen.append(objective(*args))
         return seen[-1]
 
-    made.run.objective = keep
+    made.run.aim = keep
     made.train(progress=False)
     for line, part in zip(lines(tmp_path / "run"), (seen[:2], seen[2:]), strict=True):
         t, losses = (torch.cat([getattr(loss, name).detach() for loss in part]) for name in ("t", "per_example"))

@@ -89,7 +89,7 @@ class Denoiser(nn.Module):
             )
             output = self.network(x, time) if cond is None else self.network(x, time, cond, keep)
             if energy:
-                output = -torch.autograd.grad(output.sum(), seen, create_graph=self.training)[0]
+                output = -torch.autograd.grad(output.sum(), seen, create_graph=self.training or x_t.requires_grad)[0]
         output, fraction = output.to(x_t.dtype), None
         if self.variance == "learned":
             output, logit = output.chunk(2, dim=1)

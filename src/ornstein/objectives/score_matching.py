@@ -49,8 +49,7 @@ class _Asked:
             score = self.denoiser(x, self.truth.t, self.cond, self.keep).score
         if not score.requires_grad:
             raise ConfigurationError(
-                "got a score without a graph, expected one to differentiate: an energy has it in training mode alone, "
-                "denoiser.train()"
+                "got a score that autograd cannot follow to x_t, expected a denoiser without no_grad, detach or numpy"
             )
         return x, score
 
