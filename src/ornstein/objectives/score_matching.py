@@ -46,8 +46,9 @@ class _Asked:
         x = self.truth.x_t.detach().requires_grad_()
         # Attention's fused kernels have no second derivative.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            score = self.denoiser(x, self.truth.t, self.cond, self.keep).score
-        if not score.requires_grad:
+            estimate = self.denoiser(x, self.truth.t, self.cond, self.keep)
+            score = estimate.score
+        if not estimate.value.requires_grad:
             raise ConfigurationError(
                 "got a score that autograd cannot follow to x_t, expected a denoiser without no_grad, detach or numpy"
             )
