@@ -27,6 +27,7 @@ Field = Callable[[Tensor, State, Tensor], State]
 """field(s, state, rows) -> slopes: s (b,) float64 on the CPU, and the numbers (b,) of the examples whose states these are."""
 Slopes = Callable[[Tensor, State], State]
 
+HIDDEN = 30.0  # times atol: a step this short of a slope of size 1 that changes by 1/3 errs by no more than atol
 SMALLEST = 1e-12  # of the interval: a step below it makes no way in float64
 MOST = 1000  # trials of a step: what needs more has no smooth solution
 
@@ -135,7 +136,7 @@ class RungeKutta:
     def first(self, field: Slopes, s: Tensor, state: State, slope: State, way: Way) -> Tensor:
         """From the sizes of the first two derivatives, by one call (Hairer, Norsett and Wanner 1993, section II.4)."""
         size = partial(self._size, old=state, new=state, way=way)
-        speed, most = size(slope), min(abs(way.span), way.first)
+        speed, most = size(slope), min(abs(way.span), max(way.first, HIDDEN * self.atol))
         tried = (0.01 * size(state) / speed).nan_to_num(0.0, posinf=math.inf).clamp(1e-6 * most, 0.01 * most)
         towards = math.copysign(1.0, way.span)
         near = field(s + towards * tried, moved(state, towards * tried, (1.0,), [slope]))

@@ -89,6 +89,19 @@ def test_every_other_schedule_is_the_same_curve(name):
     assert float((found.values - at_the_data(denoiser, x)).abs().max()) < 1e-4
 
 
+def test_fine_structure_at_the_data_end():
+    """Variances down to 1e-6, where a long first step would see nothing of them; at the curve's first level itself."""
+    process, variances = orn.Gaussian(orn.LinearVP()), torch.tensor([1e-6, 1e-4, 0.01, 1.0], dtype=torch.float64)
+    denoiser = exact.Normal(process, torch.zeros(4).double(), variances)
+    x = numbers(3, 4) * variances.sqrt()
+    found = log_likelihood(denoiser, x, terminal=at_the_end(denoiser))
+    truth = (
+        torch.distributions.Normal(0.0, (variances + math.tan(Curve.of(denoiser).first) ** 2).sqrt()).log_prob(x).sum(1)
+    )
+    print((found.values - truth).abs().max(), found.calls)
+    assert float((found.values - truth).abs().max()) < 3e-4
+
+
 @pytest.mark.parametrize("name", ["linear", "ve", "table-cosine"])
 @pytest.mark.parametrize("base", ["diagonal", "full"])
 def test_bases(base, name):
@@ -177,11 +190,14 @@ def test_networks_of_every_parametrisation(kind):
     assert denoiser.network.one.grad is None
 
 
+COVARIANCE = torch.tensor([[0.4, 0.25], [0.25, 0.3]], dtype=torch.float64)
+
+
 class Shifted:
-    """N(cond, 0.25) for every example its own condition."""
+    """N(cond, COVARIANCE) for every example its own condition."""
 
     def __init__(self, process):
-        self.process, self.inner = process, exact.Normal(process, torch.zeros(2).double(), 0.25)
+        self.process, self.inner = process, exact.Normal(process, torch.zeros(2).double(), COVARIANCE)
         self.rows = 0
 
     def __call__(self, x_t, t, cond=None, keep=None):
@@ -193,11 +209,13 @@ class Shifted:
 def test_conditions_batches_and_calls():
     denoiser, x, cond = Shifted(orn.Gaussian(orn.LinearVP())), numbers(7, 2, seed=3), numbers(7, 2, seed=4)
     x = cond + 0.5 * x
+    plain = log_likelihood(denoiser, x, cond=cond)
+    assert plain.calls == pytest.approx(denoiser.rows / 7)
+    truth = torch.distributions.MultivariateNormal(cond, COVARIANCE).log_prob(x)
+    assert float((plain.values - truth).abs().max()) < 0.05  # of the prior
     options = {"cond": cond, "trace": Hutchinson(2), "seed": 5}
     found = log_likelihood(denoiser, x, **options)
-    assert found.calls == pytest.approx(denoiser.rows / 7)
-    truth = torch.distributions.Normal(cond, 0.5).log_prob(x).sum(1)
-    assert float((found.values - truth).abs().max()) < 0.05  # of the prior
+    assert found.probe_error.min() > 1e-3
     for size in (1, 3):
         part = log_likelihood(denoiser, x, batch_size=size, **options)
         assert torch.allclose(part.values, found.values, rtol=1e-12, atol=1e-12)
@@ -361,7 +379,7 @@ def test_uniform_dequantisation_is_a_bound_that_tightening_raises():
     low, high = (k - 0.5 - 2.0) * 0.5, (k + 0.5 - 2.0) * 0.5
     probability = math.log(norm.cdf(high, 0.1, 0.25) - norm.cdf(low, 0.1, 0.25))
     expected = quad(lambda z: norm.logpdf(z, 0.1, 0.25), low, high)[0] / 0.5 + math.log(0.5)
-    options = {"terminal": at_the_end(model.denoiser), "batch_size": n}
+    options = {"terminal": at_the_end(model.denoiser), "batch_size": n, "sigma": 0.0}
     plain = log_likelihood(model, raw, **options)
     several = log_likelihood(model, raw, dequantise=Dequantise(4), **options)
     tight = log_likelihood(model, raw, dequantise=Dequantise(4, tighten=True), **options)
@@ -375,16 +393,26 @@ def test_uniform_dequantisation_is_a_bound_that_tightening_raises():
     assert several.calls == pytest.approx(4 * plain.calls, rel=0.1)
 
 
-def test_draws_are_those_of_the_noise():
-    """Both averages over draws, from the closed-form density at the same places in the bins."""
+@pytest.mark.parametrize("sigma", [0.0, 0.1, None])
+def test_draws_are_those_of_the_noise(sigma):
+    """Both averages over draws, from the closed-form density at the same places in the bins, of the data with noise of sigma:
+    by default half the width of a level, .25."""
     model, raw = quantised(), torch.tensor([[1], [2], [4]], dtype=torch.uint8)
     rng = Noise(9, 3)
     u = torch.stack([rng.uniform((3, 1), torch.float32) for _ in range(3)], 1).double()
     places = 0.5 * (raw.double()[:, None] + u - 0.5 - 2.0)
-    logs = torch.distributions.Normal(0.1, 0.25).log_prob(places)[:, :, 0] + math.log(0.5)
+    level = 0.25 if sigma is None else sigma
+    logs = torch.distributions.Normal(0.1, math.hypot(0.25, level)).log_prob(places)[:, :, 0] + math.log(0.5)
     for tighten, truth in ((False, logs.mean(1)), (True, logs.logsumexp(1) - math.log(3))):
-        options = {"dequantise": Dequantise(3, tighten), "seed": 9, "terminal": at_the_end(model.denoiser)}
-        assert torch.allclose(log_likelihood(model, raw, **options).values, truth, atol=2e-3)
+        options = {
+            "dequantise": Dequantise(3, tighten),
+            "seed": 9,
+            "terminal": at_the_end(model.denoiser),
+            "sigma": sigma,
+        }
+        found = log_likelihood(model, raw, **options)
+        assert torch.allclose(found.values, truth, atol=2e-3)
+        assert found.sigma == pytest.approx(level, abs=0.011)  # 0: the schedule's own first level
 
 
 @pytest.mark.parametrize(

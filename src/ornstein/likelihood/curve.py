@@ -28,19 +28,17 @@ from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Estimate, Gaussian
 
-NEAREST = (
-    1e-4  # of sigma_d: the level taken for 0, below those that networks are trained at (EDM's least is 4e-3 of it)
-)
-WITHIN = (
-    3.0  # times theta_0: the field changes with log(theta) there, so a first step beyond it would see nothing of it
-)
+NEAREST = 1e-4
+"""Of sigma_d: the level taken for 0, below those that networks are trained at (EDM's least is 4e-3 of it)."""
+WITHIN = 3.0
+"""Times theta_0: the field changes with log(theta) there, so that a first step far beyond it would see nothing of it."""
 
 
 @dataclass(frozen=True)
 class Curve:
     """The curve of a denoiser under a condition.
 
-    sigma: the level of the schedule at its first time. first, last: the angles theta at the data and at the noise.
+    sigma: the level at which the data end is, 0 where it is taken for 0. first, last: the angles theta at the data and at the noise.
     """
 
     denoiser: DenoiserLike
@@ -51,10 +49,11 @@ class Curve:
     last: float
 
     @classmethod
-    def of(cls, denoiser: DenoiserLike, cond: Tensor | None = None) -> "Curve":
-        """The curve from the schedule's first level, or NEAREST where that is lower, to its last."""
+    def of(cls, denoiser: DenoiserLike, cond: Tensor | None = None, sigma: float = 0.0) -> "Curve":
+        """The curve from the schedule's first level, or `sigma` where that is higher (NEAREST for 0), to its last."""
         process, sigma_data = denoiser.process.given(cond), _sigma_data(denoiser)
         low, high = (_ratio(process, t) for t in (process.schedule.t_min, 1.0))
+        low = max(low, sigma)
         first, last = (math.atan(s / sigma_data) for s in (max(low, NEAREST * sigma_data), high))
         return cls(denoiser, process, sigma_data, low, first, last)
 

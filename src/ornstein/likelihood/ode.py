@@ -24,7 +24,7 @@ from ornstein.likelihood.examples import Batch, Examples
 from ornstein.likelihood.records import Likelihood, concatenated
 from ornstein.likelihood.trace import Exact, Hutchinson, Trace, divergence
 from ornstein.noise import Noise
-from ornstein.variational import prior_kl
+from ornstein.variational import Bins, prior_kl
 
 BATCH_SIZE = 64
 SMALL = 32  # dimensions up to which the exact trace is the default
@@ -66,6 +66,7 @@ def log_likelihood(
     solver: Solver | None = None,
     terminal: Callable[[Tensor], Tensor] | None = None,
     dequantise: Dequantise | None = None,
+    sigma: float | None = None,
     cond: Tensor | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -79,6 +80,9 @@ def log_likelihood(
         solver: by default `RungeKutta()`, rtol = atol = 1e-5; or `FixedSteps(n)`.
         terminal: log-density of x_1 (b, *d) in nats, (b,); by default the prior's, log N(x_1; mu, sigma(1)^2 Sigma).
         dequantise: for quantised data, by default `Dequantise()`; the figure is then a bound of their log-probability.
+        sigma: the level sigma / alpha of noise at which the density is taken, where above the schedule's first; by default
+            half the width of a level for quantised data (a network that has learned the levels has peaks at them below
+            that, and the noise within a level misses the peaks), else 0.
         cond: the condition, (n, ...).
         seed: probes and draws of example i are functions of (seed, i), whatever the batch size.
         batch_size: examples per network call (64).
@@ -90,7 +94,10 @@ def log_likelihood(
     examples = Examples.of(denoiser, x, cond)
     dequantise = _dequantisation(dequantise, examples)
     trace = _trace(trace, dequantise, examples.dims)
-    curve = Curve.of(denoiser, cond)
+    bins = Bins.of(examples.scaling)
+    if sigma is None:
+        sigma = 0.0 if bins is None else bins.resolution
+    curve = Curve.of(denoiser, cond, sigma)
     _check_range(curve, examples)
     recipe = _Recipe(trace, solver or RungeKutta(), terminal, dequantise, seed)
     unit = 0.0 if examples.scaling is None else examples.scaling.log_det()
