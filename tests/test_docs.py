@@ -27,6 +27,16 @@ def test_the_first_minute_runs_as_printed(capsys):
     assert "nats" in printed
 
 
+def test_the_likelihoods_of_the_docs_are_right():
+    code, names = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "likelihood.md").read_text(), re.S)[1], {}
+    exec(compile(code, "likelihood.md", "exec"), names)
+    truth = names["exact"].log_density(names["x"], 0.0)
+    assert (names["ode"].per_example - truth).abs().max() < 1e-3
+    gap = float(truth.mean()) - names["bound"].mean
+    assert -3 * names["bound"].standard_error < gap < 0.1
+    assert names["latent"].round_trip.max() < 1e-4
+
+
 @pytest.mark.parametrize("name", sorted(orn.EXPORTS))
 def test_every_public_name_says_what_it_is(name):
     value = getattr(orn, name)

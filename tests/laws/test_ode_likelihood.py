@@ -89,17 +89,25 @@ def test_every_other_schedule_is_the_same_curve(name):
     assert float((found.values - at_the_data(denoiser, x)).abs().max()) < 1e-4
 
 
-def test_fine_structure_at_the_data_end():
-    """Variances down to 1e-6, where a long first step would see nothing of them; at the curve's first level itself."""
-    process, variances = orn.Gaussian(orn.LinearVP()), torch.tensor([1e-6, 1e-4, 0.01, 1.0], dtype=torch.float64)
-    denoiser = exact.Normal(process, torch.zeros(4).double(), variances)
-    x = numbers(3, 4) * variances.sqrt()
-    found = log_likelihood(denoiser, x, terminal=at_the_end(denoiser))
-    truth = (
-        torch.distributions.Normal(0.0, (variances + math.tan(Curve.of(denoiser).first) ** 2).sqrt()).log_prob(x).sum(1)
-    )
-    print((found.values - truth).abs().max(), found.calls)
-    assert float((found.values - truth).abs().max()) < 3e-4
+def test_what_changes_with_the_logarithm_of_the_level():
+    """dz/dtheta = sin(log theta) z, from theta_0 = 1e-4 on: a long first step would see none of it, and take it for 0."""
+    process, dims = orn.Gaussian(orn.LinearVP()), 20
+
+    class Waves:
+        def __init__(self):
+            self.process = process
+
+        def __call__(self, x_t, t, cond=None, keep=None):
+            alpha, sigma, _ = process.level(t, x_t)
+            slope = torch.sin(torch.log(torch.atan2(sigma, alpha))) * x_t / (alpha**2 + sigma**2).sqrt()
+            return process.estimate(x_t, t, edm=-slope)
+
+    x, (alpha, sigma) = numbers(2, dims), level(process.schedule, 1.0)
+    integral = [s * (math.sin(math.log(s)) - math.cos(math.log(s))) / 2 for s in (1e-4, math.atan2(sigma, alpha))]
+    stretch = math.log(math.hypot(alpha, sigma)) + integral[1] - integral[0]
+    truth = torch.distributions.Normal(0.0, sigma).log_prob(x * math.exp(stretch)).sum(1) + dims * stretch
+    found = log_likelihood(Waves(), x, trace=Exact())
+    assert torch.allclose(found.values, truth, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["linear", "ve", "table-cosine"])
@@ -213,7 +221,7 @@ def test_conditions_batches_and_calls():
     assert plain.calls == pytest.approx(denoiser.rows / 7)
     truth = torch.distributions.MultivariateNormal(cond, COVARIANCE).log_prob(x)
     assert float((plain.values - truth).abs().max()) < 0.05  # of the prior
-    options = {"cond": cond, "trace": Hutchinson(2), "seed": 5}
+    options = {"cond": cond, "trace": Hutchinson(2, "gaussian"), "seed": 5}
     found = log_likelihood(denoiser, x, **options)
     assert found.probe_error.min() > 1e-3
     for size in (1, 3):
@@ -361,7 +369,7 @@ def quantised(mean=0.1, std=0.25, schedule=None):
 def test_continuous_raw_data_in_their_own_units():
     inner = normal(orn.Gaussian(orn.LinearVP()), (2,))
     raw = numbers(3, 2) / torch.tensor([0.5, 4.0]) + torch.tensor([3.0, -1.0])
-    found = log_likelihood(Raw(inner, PHYSICAL), raw, terminal=at_the_end(inner))
+    found = log_likelihood(Raw(inner, PHYSICAL), raw, terminal=at_the_end(inner), solver=RungeKutta())
     model = PHYSICAL.encode(raw)
     mean, covariance = inner.mean, 0.4 * spd(2, 1)
     scale = torch.tensor([0.5, 4.0]).double()
