@@ -38,7 +38,7 @@ WITHIN = 3.0
 class Curve:
     """The curve of a denoiser under a condition.
 
-    sigma: the level at which the data end is, 0 where it is taken for 0. first, last: the angles theta at the data and at the noise.
+    sigma: the level at which the data end is, 0 where it is taken for 0. first, last: the angles theta at the two ends.
     """
 
     denoiser: DenoiserLike

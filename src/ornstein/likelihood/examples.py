@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, DataError
+from ornstein.samplers.base import device_of
 
 BATCH_SIZE = 256
 
@@ -50,9 +51,7 @@ class Examples:
             _check_levels(x, scaling.levels)
         if x.is_floating_point() and scaling is None and not torch.isfinite(x).all():
             raise DataError("x holds NaN or infinity, expected finite numbers")
-        parameters = getattr(denoiser, "parameters", None)
-        first = None if parameters is None else next(iter(parameters()), None)
-        return cls(x, cond, scaling, x.device if first is None else first.device)
+        return cls(x, cond, scaling, device_of(denoiser))
 
     def __len__(self) -> int:
         return len(self.x)

@@ -139,7 +139,7 @@ def sample(
     size = 256 if batch_size is None else batch_size
     if size < 1:
         raise ConfigurationError(f"got batch_size={batch_size}, expected at least 1")
-    device = _device(denoiser) if start is None else start.device
+    device = device_of(denoiser) if start is None else start.device
     parts, made, kept = [], 0, []
     for begin in range(0, n, size):
         rows = slice(begin, min(begin + size, n))
@@ -255,7 +255,8 @@ def _shape(
     return shape, n
 
 
-def _device(denoiser: DenoiserLike) -> torch.device:
+def device_of(denoiser: DenoiserLike) -> torch.device:
+    """Where a denoiser's parameters are; the CPU for one that has none."""
     parameters = getattr(denoiser, "parameters", None)
     first = None if parameters is None else next(iter(parameters()), None)
     return torch.device("cpu") if first is None else first.device
