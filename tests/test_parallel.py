@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ from ornstein import experiment
 from ornstein.parallel import join
 
 folder, group = Path(sys.argv[1]), join("cpu")
-wide = options(steps=4, save_every=2, log_every=4, validate_every=0, network="UNet(widths=(32, 64), blocks=1, attention=1)")
+wide = options(steps=4, save_every=2, log_every=4, validate_every=0, network="MLP(width=256, depth=4)")
 experiment.create(wide, folder / "three", group).train(progress=False)
 if group.main:
     shutil.copytree(folder / "three", folder / "again")
@@ -92,8 +93,8 @@ def options(**changes) -> RunOptions:
     return with_options(RunOptions("digits"), {**quiet, **settings, **changes})
 
 
-def launch(*command: str, processes: int = 2) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", *command]
+def launch(*command: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *command]
 
 
 def log(folder: Path) -> list[dict]:
@@ -105,16 +106,33 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def drive(script: str, folder: Path, processes: int) -> None:
-    """Run a script in several processes, with the folder and that of the tests as its arguments."""
+    """Run a script in several processes, with the folder and that of the tests as its arguments; no launcher beside them."""
     (folder / "driver.py").write_text(script)
-    done = subprocess.run(
-        launch(str(folder / "driver.py"), str(folder), str(Path(__file__).parent), processes=processes),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(folder / "driver.py"), str(folder), str(Path(__file__).parent)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=(folder / f"rank-{rank}.txt").open("w"),
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0] * processes, [(folder / f"rank-{rank}.txt").read_text() for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")

@@ -44,20 +44,25 @@ def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def after_step(made, action) -> None:
+    """Have `action(count)` done after each step of an experiment, within its loop."""
+    step = made.run.step
+
+    def stepped(*batch):
+        record = step(*batch)
+        action(record.count)
+        return record
+
+    made.run.step = stepped
+
+
 @pytest.mark.parametrize("condition", ["none", "labels"])
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, condition):
     settings = {"steps": 12, "condition": condition, "log_every": 2}  # step 7 is within a window of the log
     whole = experiment.create(options(**settings), tmp_path / "whole")
     whole.train(progress=False)
     part = experiment.create(options(**settings), tmp_path / "part")
-    step = part.run.step
-
-    def stop_after_seven(*args):
-        record = step(*args)
-        part.run.stopped = record.count == 7
-        return record
-
-    part.run.step = stop_after_seven
+    after_step(part, lambda count: setattr(part.run, "stopped", count == 7))
     assert part.train(progress=False)["stopped"] == "interrupted"
     torch.manual_seed(123)  # the global generator must not matter
     again = experiment.resume(tmp_path / "part")
@@ -91,15 +96,7 @@ def test_a_log_cut_in_its_last_line_does_not_stop_a_resumed_run(tmp_path):
 
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
     run = experiment.create(options(steps=50), tmp_path / "run")
-    step = run.run.step
-
-    def interrupt(*args):
-        record = step(*args)
-        if record.count == 3:
-            signal.raise_signal(signal.SIGINT)
-        return record
-
-    run.run.step = interrupt
+    after_step(run, lambda count: count == 3 and signal.raise_signal(signal.SIGINT))
     summary = run.train(progress=False)
     assert (summary["stopped"], summary["steps"]) == ("interrupted", 3)
     assert experiment.resume(tmp_path / "run").run.count == 3
@@ -304,14 +301,8 @@ def file_limit():
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_path, file_limit, capfd):
     run = experiment.create(options(steps=6, save_every=2, keep=5), tmp_path / "run")
-    step = run.run.step
-
-    def fill(*args):
-        record = step(*args)
-        file_limit({3: 20_000, 5: None}.get(record.count, resource.getrlimit(resource.RLIMIT_FSIZE)[0]))
-        return record
-
-    run.run.step = fill
+    limits = {3: 20_000, 5: None}
+    after_step(run, lambda count: count in limits and file_limit(limits[count]))
     assert run.train(progress=False)["stopped"] == "finished"
     assert [p.name for p in checkpoints.checkpoints(tmp_path / "run")] == ["step-00000002", "step-00000006"]
     said = capfd.readouterr().err
@@ -324,15 +315,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(tmp_path, fil
 
 def test_a_disk_that_is_full_at_the_end_is_an_error_that_names_what_is_whole(tmp_path, file_limit):
     run = experiment.create(options(steps=4, save_every=2), tmp_path / "run")
-    step = run.run.step
-
-    def fill(*args):
-        record = step(*args)
-        if record.count == 3:
-            file_limit(20_000)
-        return record
-
-    run.run.step = fill
+    after_step(run, lambda count: count == 3 and file_limit(20_000))
     with pytest.raises(CheckpointError, match=r"step-00000004 could not be written .*step-00000002 .*are whole"):
         run.train(progress=False)
     file_limit(None)
@@ -440,16 +423,8 @@ def test_a_compiled_network_trains_and_is_saved_as_any_other(tmp_path):
 
 def test_sigterm_saves_like_ctrl_c(tmp_path):
     run = experiment.create(options(steps=50), tmp_path / "run")
-    step = run.run.step
-
-    def terminate(*args):
-        record = step(*args)
-        if record.count == 3:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)  # launchers send it twice
-        return record
-
-    run.run.step = terminate
+    twice = [signal.SIGTERM] * 2  # as launchers send it
+    after_step(run, lambda count: count == 3 and list(map(signal.raise_signal, twice)))
     assert run.train(progress=False)["stopped"] == "interrupted"
     assert experiment.resume(tmp_path / "run").run.count == 3
 
