@@ -34,7 +34,7 @@ class Options:
     For example:
     - ornstein likelihood runs/digits-1
     - ornstein likelihood runs/digits-1 --bound elbo --per-step
-    - ornstein likelihood runs/digits-1 --bound ode --dequantise importance --draws 8 --probes 4
+    - ornstein likelihood runs/digits-1 --bound ode --dequantise importance --draws 8
     """
 
     run: Positional[Path]
