@@ -70,7 +70,7 @@ class Bins:
                     "got a base with a full covariance, whose mass on a bin has no closed form; expected variances"
                 )
             std = std * law.base.colour(torch.ones_like(mean[:1]))
-        lowest, width = (mean.new_tensor(v).reshape(1, -1, *(1,) * (x.ndim - 2)) for v in (self.lowest, self.width))
+        lowest, width = self._beside(mean, self.lowest), self._beside(mean, self.width)
         level = ((in_float64(x) - lowest) / width).round().clamp(0, self.levels - 1)
         z, h = (lowest + level * width - mean) / std, width / (2 * std)
         near, far = torch.special.log_ndtr(h - z.abs()), torch.special.log_ndtr(-h - z.abs())
@@ -78,6 +78,13 @@ class Bins:
         outer = torch.special.log_ndtr(h + torch.where(level == 0, z, -z))
         at_an_end = (level == 0) | (level == self.levels - 1)
         return torch.where(at_an_end, outer, inner).flatten(1).sum(1)
+
+    def within(self, x: Tensor, u: Tensor) -> Tensor:
+        """The places u in (0, 1) of the bins whose middles are x, both (b, *d)."""
+        return x + (u - 0.5) * self._beside(x, self.width)
+
+    def _beside(self, x: Tensor, values: tuple[float, ...]) -> Tensor:
+        return x.new_tensor(values).reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
 def in_float64(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from ornstein.variational import Bins
 KINDS = (Objective, VLB, Hybrid, DenoisingScoreMatching, ImplicitScoreMatching, SlicedScoreMatching)
 WEIGHTINGS = (Simple, EDMWeighting, MinSNR, LikelihoodWeighting, ELBOWeighting)
 LAWS = (UniformTime, UniformSteps, UniformLogSNR, LogNormalSigma, Stratified, Importance)
-BOUNDS = ("vlb", "hybrid", "VLB", "Hybrid")
+BOUNDS = (VLB, Hybrid)
 
 
 def objective(options: RunOptions, scaling: Scaling | TableScaling | None = None) -> ObjectiveLike:
@@ -42,7 +42,7 @@ def objective(options: RunOptions, scaling: Scaling | TableScaling | None = None
     """
     named = options.objective
     made: Any = construct(OBJECTIVES.get(named.objective, named.objective), KINDS)
-    on_chain = isinstance(made, (VLB, Hybrid))
+    on_chain = isinstance(made, BOUNDS)
     if named.weighting:
         if not isinstance(made, Objective):
             raise ConfigurationError(
@@ -60,5 +60,5 @@ def objective(options: RunOptions, scaling: Scaling | TableScaling | None = None
 
 def learns_variance(options: RunOptions) -> bool:
     """Whether the network is to predict a variance: where the options say so, or the objective is a bound."""
-    bound = options.objective.objective.partition("(")[0] in BOUNDS
-    return options.model.variance == "learned" or (options.model.variance == "auto" and bound)
+    variance = options.model.variance
+    return variance == "learned" or (variance == "auto" and isinstance(objective(options), BOUNDS))

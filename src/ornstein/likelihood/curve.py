@@ -26,6 +26,8 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
+from ornstein.integrate import RungeKutta, Solver
+from ornstein.likelihood.examples import Examples
 from ornstein.processes.gaussian import Estimate, Gaussian
 
 NEAREST = 1e-4
@@ -126,3 +128,9 @@ def _sigma_data(denoiser: object) -> float:
             return float(found)
         denoiser = getattr(denoiser, "denoiser", None)
     return 1.0
+
+
+def usual_solver(examples: Examples) -> Solver:
+    """Tolerances of 1e-5 in float64; 1e-4 in float32, where tighter ones resolve the rounding of a network, at many calls."""
+    tolerance = 1e-5 if examples.scaling is None and examples.x.dtype == torch.float64 else 1e-4
+    return RungeKutta(tolerance, tolerance)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
-from ornstein.integrate import RungeKutta, Solution, Solver, State, integrate
-from ornstein.likelihood.curve import Curve
+from ornstein.integrate import Solution, Solver, State, integrate
+from ornstein.likelihood.curve import Curve, usual_solver
 from ornstein.likelihood.examples import Examples
 
 
@@ -47,15 +47,16 @@ def encode(
 
     Args:
         denoiser: a denoiser, and x in model units; or a loaded `Model`, and x raw data. Latents are in the units of x_1.
-        solver: by default `RungeKutta()`, rtol = atol = 1e-5.
+        solver: by default that of `log_likelihood`.
         cond: the condition, (n, ...).
         batch_size: examples per network call (256).
         round_trip: decode the latents as well, and measure how far from x they come.
 
     Raises `DataError` on x that the denoiser does not know, `NumericalError` where the ODE cannot be solved.
     """
-    began, solver = time.perf_counter(), solver or RungeKutta()
+    began = time.perf_counter()
     examples, curve = Examples.of(denoiser, x, cond), Curve.of(denoiser, cond)
+    solver = solver or usual_solver(examples)
     latents, calls, errors = [], [], []
     for batch in examples.batches(batch_size):
         found = _carried(curve, curve.at_data(batch.x0), curve.first, curve.last, solver, batch.cond)
@@ -81,10 +82,11 @@ def decode(
     batch_size: int | None = None,
 ) -> Encoding:
     """The examples of latents z = x_1 (n, *d): in model units, or raw data from a `Model`. The inverse of `encode`."""
-    began, solver = time.perf_counter(), solver or RungeKutta()
+    began = time.perf_counter()
     scaling: Any = getattr(denoiser, "scaling", None)
     inner = denoiser if scaling is None else getattr(denoiser, "denoiser", denoiser)
     examples, curve = Examples.of(inner, z, cond), Curve.of(denoiser, cond)
+    solver = solver or usual_solver(examples)
     decoded, calls = [], []
     for batch in examples.batches(batch_size):
         found = _carried(curve, curve.at_noise(batch.x0), curve.last, curve.first, solver, batch.cond)

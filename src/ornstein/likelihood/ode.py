@@ -11,15 +11,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
-from ornstein.integrate import RungeKutta, Solver, State, integrate
-from ornstein.likelihood.curve import Curve
+from ornstein.integrate import Solver, State, integrate
+from ornstein.likelihood.curve import Curve, usual_solver
 from ornstein.likelihood.examples import Batch, Examples
 from ornstein.likelihood.records import Likelihood, concatenated
 from ornstein.likelihood.trace import Exact, Hutchinson, Trace, divergence
@@ -100,11 +99,11 @@ def log_likelihood(
         sigma = 0.0 if bins is None else bins.resolution
     curve = Curve.of(denoiser, cond, sigma)
     _check_range(curve, examples)
-    recipe = _Recipe(trace, solver or _usual_solver(examples), terminal, dequantise, seed)
+    recipe = _Recipe(trace, solver or usual_solver(examples), terminal, dequantise, seed)
     unit = 0.0 if examples.scaling is None else examples.scaling.log_det()
     values, errors, calls, mismatch = [], [], [], []
     for batch in examples.batches(BATCH_SIZE if batch_size is None else batch_size):
-        found, error, made = _of_batch(curve, batch, recipe, examples.scaling)
+        found, error, made = _of_batch(curve, batch, recipe, bins)
         values.append(found + unit)
         errors.append(error)
         calls.append(made)
@@ -126,13 +125,13 @@ def log_likelihood(
     )
 
 
-def _of_batch(curve: Curve, batch: Batch, recipe: _Recipe, scaling: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _of_batch(curve: Curve, batch: Batch, recipe: _Recipe, bins: Bins | None) -> tuple[Tensor, Tensor, Tensor]:
     """log p of a batch in nats of model units, the standard error over probes (NaN where there is one), the calls: (b,)."""
     rng = Noise(recipe.seed, batch.rows, batch.x0.device)
     probes = recipe.trace.draw(batch.x0, rng)  # the same for all draws, whose differences they then do not blur
     found, calls = [], torch.zeros(len(batch.x0), dtype=torch.long)
     for _ in range(1 if recipe.dequantise is None else recipe.dequantise.draws):
-        x = batch.x0 if recipe.dequantise is None else _in_bins(batch.x0, scaling, rng)
+        x = batch.x0 if bins is None else bins.within(batch.x0, rng.uniform(batch.x0.shape, batch.x0.dtype))
         values, made = _log_density(curve, x, probes, recipe, batch.cond)
         found.append(values)
         calls += made
@@ -163,16 +162,6 @@ def _log_density(
     else:
         last = recipe.terminal(curve.to_noise(z)).detach().cpu().double()
     return last[:, None] + dims * (curve.log_stretch + change), found.calls
-
-
-def _in_bins(x: Tensor, scaling: Any, rng: Noise) -> Tensor:
-    """x, the middles of bins in model units, moved to uniform places in them."""
-    return x + (rng.uniform(x.shape, x.dtype) - 0.5) * x.new_tensor(scaling.scale)
-
-
-def _usual_solver(examples: Examples) -> Solver:
-    tolerance = 1e-5 if examples.scaling is None and examples.x.dtype == torch.float64 else 1e-4
-    return RungeKutta(tolerance, tolerance)
 
 
 def _dequantisation(asked: Dequantise | None, examples: Examples) -> Dequantise | None:

@@ -17,16 +17,6 @@ LOOSE = 0.1
 """The share of a result above which its standard error makes it worthless."""
 
 
-def mean(values: Tensor) -> float:
-    """The mean over examples, in float64."""
-    return float(values.double().mean())
-
-
-def standard_error(values: Tensor) -> float:
-    """The standard error of `mean`: the deviation over examples (and over what was drawn for each) / sqrt(n); NaN for one."""
-    return float(values.double().std() / math.sqrt(len(values)))
-
-
 @dataclass(frozen=True)
 class _Figures:
     """What both have in common; `per_example` (n,) is in nats.
@@ -48,12 +38,12 @@ class _Figures:
     @property
     def mean(self) -> float:
         """The mean over the examples, in nats."""
-        return mean(self.per_example)
+        return float(self.per_example.double().mean())
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean, in nats."""
-        return standard_error(self.per_example)
+        """The standard error of the mean in nats, of the examples and of what was drawn for each; NaN for one example."""
+        return float(self.per_example.double().std() / math.sqrt(len(self.per_example)))
 
     @property
     def bits_per_dim(self) -> float:
