@@ -465,7 +465,7 @@ def test_command_lines_that_cannot_be(fails, tmp_path, argv, said):
         (["--steps", "3", "--calls", "3"], "got both --steps and --calls"),
         (["--batch-size", "0"], "got --batch-size 0"),
         (["--sampler", "Heum"], "did you mean 'Heun'?"),
-        (["--sampler", "Multistep(order=7)"], "order=7"),
+        (["--sampler", "Multistep(readings=7)"], "readings=7"),
         (["--grid", "karas"], "did you mean 'karras'?"),
         (["--grid", "karras(roh=3)"], "karras(roh=3)"),
         (["--class", "3"], "trained without labels"),

@@ -112,7 +112,7 @@ CONFIGURATION = {
         "expected 0 <= churn_min <= churn_max",
     ),
     "churn noise": (lambda: Euler(churn_noise=0.0), "churn_noise=0.0", "churn_noise > 0"),
-    "order": (lambda: Multistep(3), "order=3", "expected 1 or 2"),
+    "readings": (lambda: Multistep(5), "readings=5", "expected 1 to 4"),
     "steps and calls": (lambda: sample(NORMAL, steps=3, calls=3), "more than one of steps, calls", "at most one"),
     "steps and grid": (lambda: sample(NORMAL, steps=3, grid=torch.tensor([1.0, 0.5])), "grid", "at most one"),
     "calls": (lambda: sample(NORMAL, calls=0), "calls=0", "at least 1"),
@@ -195,7 +195,11 @@ def test_a_network_that_breaks_down_is_named_by_time_and_call(bad):
     grid = torch.tensor([1.0, 0.8, 0.45, 0.25, 0.0])
     for sampler, call in ((Ancestral(), 3), (Euler(), 3), (Multistep(), 3), (Heun(), 4)):
         # Heun asks at .45 in the step that ends there, so that step is already lost
-        message = said(lambda s=sampler: sample(denoiser, s, n=3, shape=(2,), grid=grid), NumericalError)
+        with pytest.raises(NumericalError) as caught:
+            sample(denoiser, sampler, n=3, shape=(2,), grid=grid)
+        message, last = str(caught.value), caught.value.last
+        assert last.t == pytest.approx(0.8 if call == 4 else 0.45)
+        assert torch.isfinite(last.x).all()
         step = "step 2, from t = 0.8 to 0.45" if call == 4 else "step 3, from t = 0.45 to 0.25"
         assert step in message, message
         assert f"network call {call})" in message

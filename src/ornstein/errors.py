@@ -5,6 +5,7 @@ All are subclasses of `OrnsteinError`, which the command line turns into one lin
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OrnsteinError(Exception):
@@ -28,7 +29,11 @@ class DistributedError(OrnsteinError, RuntimeError):
 
 
 class NumericalError(OrnsteinError, RuntimeError):
-    """A computation that left the finite numbers."""
+    """A computation that left the finite numbers; `last` is what it had before, where that is kept."""
+
+    def __init__(self, message: str, last: Any = None) -> None:
+        super().__init__(message)
+        self.last = last
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

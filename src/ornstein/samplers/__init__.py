@@ -2,17 +2,30 @@
 
 from ornstein.samplers.ancestral import Ancestral
 from ornstein.samplers.base import Sampler, Samples, State, sample, sample_steps, steps_within
+from ornstein.samplers.composed import PredictorCorrector
+from ornstein.samplers.langevin import AnnealedLangevin, Langevin, UnderdampedLangevin
 from ornstein.samplers.multistep import Multistep
-from ornstein.samplers.runge_kutta import Euler, Heun
+from ornstein.samplers.runge_kutta import RK4, Euler, Heun, Midpoint
+from ornstein.samplers.singlestep import Singlestep
+from ornstein.samplers.stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = [
+    "RK4",
     "Ancestral",
+    "AnnealedLangevin",
     "Euler",
+    "EulerMaruyama",
     "Heun",
+    "Langevin",
+    "Midpoint",
     "Multistep",
+    "PredictorCorrector",
     "Sampler",
     "Samples",
+    "Singlestep",
     "State",
+    "StochasticHeun",
+    "UnderdampedLangevin",
     "sample",
     "sample_steps",
     "steps_within",

@@ -2,7 +2,8 @@
 
 A sampler is a frozen recipe of one step, `step(denoiser, x, t, s, memory, rng) -> (x, memory)`, from time t to time s. It
 declares facts that are checked where objects meet: `order` of accuracy, whether it is `stochastic`, and how many times it
-calls the denoiser in a full step (`stages`). `memory` is None at first and then whatever the step returned.
+calls the denoiser in a full step (`stages`). `memory` is None at first and then whatever the step returned. Where the noise
+of a schedule does not end at 0, the last call makes x = estimate.x0, or what the sampler's own `land` makes of it.
 """
 
 import time
@@ -82,8 +83,8 @@ def sample_steps(
 ) -> Iterator[State]:
     """The loop as a generator: yields the state at grid[0], then after every step.
 
-    Where the grid falls to the schedule's first time and sigma is above 0 there, a last state x = estimate.x0 follows; so
-    it does after the time before 0 on a table, and after a single time.
+    Where the grid falls to the schedule's first time and sigma is above 0 there, a last state, the data, follows; so it does
+    after the time before 0 on a table, and after a single time.
     """
     counted, memory = Counted(denoiser, cond), None
     times, lands = _landing(counted.process, grid.tolist())
@@ -93,8 +94,9 @@ def sample_steps(
             x, memory = sampler.step(counted, x, t, s, memory, rng)
         yield State(count, s, x, counted.calls)
     if lands:
+        own = getattr(sampler, "land", None)
         with torch.no_grad():
-            x = counted(x, times[-1]).x0
+            x = counted(x, times[-1]).x0 if own is None else own(counted, x, times[-1], memory, rng)
         yield State(len(times), 0.0, x, counted.calls)
 
 
@@ -130,7 +132,8 @@ def sample(
         batch_size: examples per network call (256).
         trajectory: k keeps every k-th state and the last; a function of (t, x) keeps its values instead.
 
-    Raises `ConfigurationError` on options that do not fit, `NumericalError` (time and call named) on NaN or infinity.
+    Raises `ConfigurationError` on options that do not fit, `NumericalError` on NaN or infinity: it names time and call, and its
+    `last` is the `State` of the batch before that step.
     """
     began = time.perf_counter()
     sampler = sampler if sampler is not None else _default_sampler()
@@ -181,17 +184,19 @@ def _follow(
 
 
 def _name_the_step(states: Iterator[State]) -> None:
-    """Replay a run that left the finite numbers, to name the step where it did. Raises `NumericalError`."""
-    before = 1.0
+    """Replay a run that left the finite numbers, to name the step where it did. Raises `NumericalError` with the state before."""
+    before = None
     for state in states:
         if not torch.isfinite(state.x).all():
             rows = int((~torch.isfinite(state.x)).flatten(1).any(1).sum())
+            since = "its start" if before is None else f"t = {before.t:.6g}"
             raise NumericalError(
-                f"sampling left the finite numbers in step {state.count}, from t = {before:.6g} to {state.t:.6g} "
+                f"sampling left the finite numbers in step {state.count}, from {since} to {state.t:.6g} "
                 f"(network call {state.calls}), in {rows} of {len(state.x)} samples; the network returns NaN or "
-                "infinity there, or the grid is too coarse for this sampler"
+                "infinity there, or the grid is too coarse for this sampler",
+                last=before,
             )
-        before = state.t
+        before = state
 
 
 def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | None, grid: Tensor | None) -> Tensor:

@@ -1,52 +1,166 @@
-"""Exponential multistep: DPM-Solver++ in data prediction, DPM-Solver++(2M) at order 2 (Lu et al. 2022)."""
+"""Exponential multistep: the readings of the last calls, averaged over the step. One call a step, whatever the order.
+
+The names users know are this recipe with other options:
+
+    DPM-Solver++(2M)        Multistep(2, "x0", exact=False)
+    SDE-DPM-Solver++(2M)    Multistep(2, "x0", exact=False, noise=1.0)
+    DPM-Solver++ of order 3 Multistep(3, "x0")
+    UniPC of order 3        Multistep(3, "x0", corrector=True)
+    DEIS in log rho, EAB    Multistep(3), Multistep(4)
+    LMS                     Multistep(4, variable="sigma")
+    PLMS                    Multistep(4, variable="t", exact=False)
+"""
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
-from ornstein.errors import ConfigurationError
+from ornstein.errors import ConfigurationError, nearest
 from ornstein.noise import Noise
-from ornstein.processes.normal import Number
+from ornstein.samplers.exponential import Transfer, average, carried, transfer, weights
+from ornstein.schedules.base import Level
 
-Memory = tuple[Number, Tensor]  # log_snr and x_0 of the last call
+PREDICTIONS = ("eps", "x0")
+VARIABLES = ("log_snr", "sigma", "t")
+
+
+DATA = Level(1.0, 0.0, math.inf)
+
+
+class Memory(NamedTuple):
+    """The last readings, newest first, and where they stand; for a corrector also where the last step began, and its average."""
+
+    places: tuple[float, ...]
+    values: tuple[Tensor, ...]
+    begin: tuple[float, Level] | None = None
+    average: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Multistep:
-    """With l = log(alpha / sigma) and h = l_s - l_t, the exact solution for x_0 linear in l, its slope from the last two calls:
+    """x_s = a x_t + c <D>: the exact solution of the probability-flow ODE for D, the polynomial through the last readings.
 
-        x_s = (sigma_s / sigma_t) x_t - alpha_s expm1(-h) D,   D = x_0 + h / (2 h_last) (x_0 - x_0 last)
+    readings: how many, 1 to 4; the first steps have fewer. prediction: what is interpolated, "eps" or "x0".
+    variable: in what it is a polynomial: "log_snr"; "sigma", that is sigma / alpha for eps and alpha / sigma for x_0; "t".
+    exact: whether the average over the step has its exponential weight (see `exponential`), or is the plain one.
+    corrector: whether the state is corrected by the next reading, at no call (UniPC's corrector, Zhao et al. 2023).
+    noise: lambda of the reverse SDE f - (1 + lambda^2) / 2 g^2 score, lambda g dw, for x_0; the ODE at 0:
 
-    At order 1, and on a step that touches alpha = 0 or sigma = 0, D = x_0 (which is DDIM). One call a step.
+        x_s = (sigma_s / sigma_t) e^(-lambda^2 h) x_t - alpha_s expm1(-(1 + lambda^2) h) <x_0>
+              + sigma_s sqrt(-expm1(-2 lambda^2 h)) z
+
+    `order` is `readings`, one more with the corrector; 2 at most for plain averages in "log_snr" and "t", 1 for noise. A step
+    from alpha = 0 or sigma = 0 is of order 1; eps is linear in sigma / alpha on the step to sigma = 0, x_0 constant.
     """
 
-    order: int = 2
+    readings: int = 3
+    prediction: str = "eps"
+    variable: str = "log_snr"
+    exact: bool = True
+    corrector: bool = False
+    noise: float = 0.0
 
-    stochastic = False
     stages = 1
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ConfigurationError(f"got order={self.order}, expected 1 or 2")
+        if self.readings not in (1, 2, 3, 4):
+            raise ConfigurationError(f"got readings={self.readings!r}, expected 1 to 4: the order")
+        for name, value, known in (
+            ("prediction", self.prediction, PREDICTIONS),
+            ("variable", self.variable, VARIABLES),
+        ):
+            if value not in known:
+                raise ConfigurationError(f"got {name}={value!r}, expected {' or '.join(known)}{nearest(value, known)}")
+        if not 0 <= self.noise < math.inf:
+            raise ConfigurationError(
+                f"got noise={self.noise}, expected 0 (the ODE), 1 (the reverse SDE) or any number above 0"
+            )
+        if self.noise and (self.prediction != "x0" or self.corrector):
+            raise ConfigurationError(
+                f"got noise={self.noise} for {self.prediction}, corrector={self.corrector}; expected 'x0' without a corrector"
+            )
+
+    @property
+    def order(self) -> int:
+        """Of accuracy; weak where noise is drawn."""
+        if self.noise:
+            return 1
+        exact = self.exact if self.variable == "log_snr" else self.variable == "sigma"
+        order = self.readings + self.corrector
+        return order if exact else min(order, 2)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+        return self.noise > 0
 
     def step(
         self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: Memory | None, rng: Noise
-    ) -> tuple[Tensor, Memory]:
-        """One step from time t to time s; the memory is (log_snr, x_0) of the last call."""
-        process, estimate = denoiser.process, denoiser(x, t)
-        x0 = estimate.x0
-        _, sigma_t, log_snr_t = process.level(t)
-        alpha_s, sigma_s, log_snr_s = process.level(s)
-        if sigma_t == 0:
-            return process.posterior(estimate, t, s, eta=0.0).mean, (log_snr_t, x0)
-        guess, h = x0, (log_snr_s - log_snr_t) / 2
-        if memory is not None and self.order == 2 and math.isfinite(h):
-            guess = torch.lerp(memory[1], x0, 1 + h / (log_snr_t - memory[0]))
-        if process.base is not None:
-            mu = process.base.mean.to(x)
-            x, guess = x - mu, guess - mu
-        moved = (sigma_s / sigma_t) * x - (alpha_s * math.expm1(-h)) * guess
-        return (moved if process.base is None else moved + mu), (log_snr_t, x0)
+    ) -> tuple[Tensor, Memory | None]:
+        """One step from time t to time s; the memory holds the last readings."""
+        return self._carry(denoiser, x, t, (s, denoiser.process.level(s)), memory, rng)
+
+    def land(self, denoiser: DenoiserLike, x: Tensor, t: float, memory: Memory | None, rng: Noise) -> Tensor:
+        """The data (sigma = 0) from the schedule's first time t, where sigma is above 0."""
+        return self._carry(denoiser, x, t, (0.0, DATA), memory, rng)[0]
+
+    def _carry(
+        self, denoiser: DenoiserLike, x: Tensor, t: float, end: tuple[float, Level], memory: Memory | None, rng: Noise
+    ) -> tuple[Tensor, Memory | None]:
+        process, estimate, begin = denoiser.process, denoiser(x, t), (t, denoiser.process.level(t))
+        if math.isinf(begin[1].log_snr):
+            return process.posterior(estimate, t, end[0], eta=0.0).mean, None
+        places, values = (self._place(*begin),), (estimate.reading(self.prediction),)
+        if memory is not None and memory.places[:1] != places:
+            places, values = places + memory.places, values + memory.values
+            if memory.average is not None:
+                step, weights = _recipe(self, memory.begin, begin, places)
+                x = x + step.c * (average(weights, values) - memory.average)
+        places, values = places[: self.readings], values[: self.readings]
+        step, weights = _recipe(self, begin, end, places)
+        mean = average(weights, values)
+        moved = carried(process, x, step, mean, self.prediction)
+        if step.std:
+            z = rng.normal(x.shape, x.dtype)
+            moved.add_(z if process.base is None else process.base.colour(z), alpha=step.std)
+        if self.corrector:
+            return moved, Memory(places, values, begin, mean)
+        return moved, Memory(places[: self.readings - 1], values[: self.readings - 1])
+
+    def _place(self, t: float, level: Level) -> float:
+        """Where a reading stands in the variable of the polynomial."""
+        if self.variable == "t":
+            return t
+        l = level.log_snr / 2  # noqa: E741
+        if self.variable == "log_snr":
+            return l
+        return math.exp(-l if self.prediction == "eps" else l)
+
+
+@lru_cache(maxsize=4096)
+def _recipe(
+    recipe: Multistep, begin: tuple[float, Level], end: tuple[float, Level], places: tuple[float, ...]
+) -> tuple[Transfer, tuple[float, ...]]:
+    """The step between two levels, and the weights of the readings at `places` in their average."""
+    step = transfer(begin[1], end[1], recipe.prediction, recipe.noise)
+    if math.isinf(step.h):
+        nodes, z = _beyond(recipe, places, step.h), 0.0
+    else:
+        place = recipe._place(*begin)
+        span = recipe._place(*end) - place
+        nodes = [(other - place) / span for other in places]
+        z = step.z if recipe.exact and recipe.variable == "log_snr" else 0.0
+    found = weights(nodes, z)
+    return step, tuple(found) + (0.0,) * (len(places) - len(found))
+
+
+def _beyond(recipe: Multistep, places: tuple[float, ...], h: float) -> list[float]:
+    """The nodes for a step to sigma = 0: eps is linear in sigma / alpha there (two readings). Else one reading."""
+    if h < 0 or recipe.prediction == "x0" or recipe.variable == "t" or len(places) < 2:
+        return [0.0]
+    ratio = math.exp(places[0] - places[1]) if recipe.variable == "log_snr" else places[1] / places[0]
+    return [0.0, 1 - ratio]
