@@ -58,24 +58,28 @@ def mixture(data: str) -> tuple[str, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
-    parser.add_argument("--objectives", nargs="+", default=["simple", "hybrid", "vlb"])
+    parser.add_argument("--objectives", nargs="+", default=["simple", "hybrid", "vlb"], help="vlb, vlb+importance, ...")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--budget")
-    parser.add_argument("-n", type=int, default=256)
+    parser.add_argument("-n", type=int, default=256, help="test examples")
+    parser.add_argument(
+        "--terms", type=int, default=0, help="of the 1000 of the ELBO, drawn for each example; 0 for all"
+    )
+    parser.add_argument("--keep", help="a folder for the runs, kept")
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options of `ornstein train`")
     given = parser.parse_args()
     length = ["--budget", given.budget] if given.budget else ["--steps", str(given.steps or 2000)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for objective in given.objectives:
-            run = str(Path(folder) / objective)
+        for named in given.objectives:
+            objective, _, times = named.partition("+")
+            run = str(Path(given.keep or folder) / named)
+            choice = ["--objective", objective, *(["--times", times] if times else [])]
             plain = ["--condition", "none", "--grid-every", "0"]
-            made = ornstein("train", given.data, "--objective", objective, "--out", run, *length, *plain, *given.train)
-            found = ornstein("likelihood", run, "-n", str(given.n), "--terms", "0")
-            print(
-                objective, made["steps"], "steps,", made["seconds"], "s", json.dumps(found), file=sys.stderr, flush=True
-            )
-            rows += [(objective, bound, found[bound]) for bound in ("elbo", "ode")]
+            made = ornstein("train", given.data, *choice, "--out", run, *length, *plain, *given.train)
+            found = ornstein("likelihood", run, "-n", str(given.n), "--terms", str(given.terms))
+            print(named, made["steps"], "steps,", made["seconds"], "s", json.dumps(found), file=sys.stderr, flush=True)
+            rows += [(named, bound, found[bound]) for bound in ("elbo", "ode")]
     print(f"{'model':28}{'figure':8}{'bits/dim':>10}{'+-':>9}{'nats':>11}{'calls':>8}{'seconds':>9}")
     for name, bound, f in rows:
         print(

@@ -74,6 +74,7 @@ CONFIGURATION = {
     "parametrization": (lambda: orn.Denoiser(NET, VP, "epss"), "'epss'", "did you mean 'eps'?"),
     "far parametrization": (lambda: orn.Denoiser(NET, VP, "zzz"), "'zzz'", "expected one of x0, eps"),
     "variance": (lambda: orn.Denoiser(NET, VP, variance="fixed"), "'fixed'", "None or 'learned'"),
+    "variance of an energy": (lambda: orn.Denoiser(NET, VP, "energy", "learned"), "a single number", "variance=None"),
     "sigma_data": (lambda: orn.Denoiser(NET, VP, sigma_data=0.0), "sigma_data=0.0", "positive"),
     "edm without sigma_data": (lambda: orn.Denoiser(NET, VP, "edm"), "'edm'", "needs sigma_data"),
     "eps without signal": (lambda: orn.Denoiser(NET, FLOW), "'eps'", "use 'v', 'x0' or 'edm'"),

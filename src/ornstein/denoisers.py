@@ -8,12 +8,14 @@ What the network sees and says, with N^2 = alpha^2 sigma_data^2 + sigma^2:
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ornstein.errors import ConfigurationError, nearest
 from ornstein.processes.gaussian import READINGS, Estimate, Gaussian, spread
@@ -76,7 +78,9 @@ class Denoiser(nn.Module):
         `cond` has leading axis b; rows where `keep` (b,) is False are treated as unconditional.
         """
         energy = self.parametrization == "energy"
-        with torch.set_grad_enabled(energy or torch.is_grad_enabled()):
+        # A score by autograd is differentiated again, which attention's fused kernels do not allow.
+        attention = sdpa_kernel(SDPBackend.MATH) if energy else nullcontext()
+        with torch.set_grad_enabled(energy or torch.is_grad_enabled()), attention:
             seen = x = x_t.detach().requires_grad_() if energy and not x_t.requires_grad else x_t
             if self.sigma_data is not None:
                 alpha, sigma, _ = self.process.level(t, x_t)
@@ -137,6 +141,8 @@ def _check(process: Gaussian, parametrization: str, variance: str | None, sigma_
         )
     if variance not in (None, "learned"):
         raise ConfigurationError(f"got variance {variance!r}, expected None or 'learned'")
+    if variance is not None and parametrization == "energy":
+        raise ConfigurationError("got variance 'learned' for an energy, a single number; expected variance=None")
     if sigma_data is not None and not sigma_data > 0:
         raise ConfigurationError(
             f"got sigma_data={sigma_data}, expected a positive number: the data's standard deviation"

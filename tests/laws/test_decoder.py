@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import BASES, MU, SCHEDULES, SIGMA, D, numbers
+from scipy.integrate import simpson
 from scipy.stats import norm
 
 import ornstein as orn
@@ -118,12 +119,12 @@ def test_bins_of_a_scaling():
     assert Bins.of(Scaling.measure(numbers(8, 2))) is None
 
 
-def quantised_model() -> tuple[Model, torch.Tensor]:
+def quantised_model(schedule=None) -> tuple[Model, torch.Tensor]:
     """A model that knows its data, levels 0 .. 3 of one component with known probabilities; and those."""
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     scaling = Scaling((1,), "plain", (1.7,), (2 / 3,), 4, "uint8", 0.6)
     centres = (torch.arange(4.0, dtype=torch.float64)[:, None] - 1.7) * 2 / 3
-    denoiser = Mixture(orn.Gaussian(orn.LinearVP()), centres, 0.0, weights)
+    denoiser = Mixture(orn.Gaussian(schedule or orn.LinearVP()), centres, 0.0, weights)
     denoiser.parameters = lambda: iter(())
     return Model(denoiser, scaling, (), {}, 0), weights
 
@@ -158,6 +159,31 @@ def test_the_chain_of_levels_begins_at_half_the_width_of_one():
     assert found.mean > elbo(model, raw, grid=orn.grids.uniform(model.process, 50)).mean + 0.1
     assert chain(model.process, 50, 1e-3).tolist() == chain(model.process, 50).tolist()
     assert chain(model.process, 1, 0.5).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", ["linear", "edm", "ve", "table-linear"])
+def test_the_limit_of_levels_begins_at_half_the_width_of_one(name):
+    """1/2 int E (x_0 - x_0_hat)^2 d SNR from 80^-2 to 3^2, under every schedule: by Gauss-Hermite, and Simpson's rule."""
+    model, weights = quantised_model(SCHEDULES[name])
+    nodes, masses = np.polynomial.hermite_e.hermegauss(80)
+    centres, w = (np.arange(4.0) - 1.7) * 2 / 3, weights.numpy()
+
+    def error(log_snr):
+        root = np.exp(log_snr / 2)
+        y = root * centres[:, None] + nodes
+        share = w * np.exp(-((y[..., None] - root * centres) ** 2) / 2)
+        mean = (share * centres).sum(-1) / share.sum(-1)
+        square = ((mean - centres[:, None]) ** 2 * masses).sum(1) / masses.sum()
+        return float((w * square).sum() * root**2)
+
+    high = max(80.0**-2, math.exp(float(model.process.level(1.0).log_snr)))
+    places = np.linspace(math.log(high), math.log(9.0), 401)
+    truth = -0.5 * simpson([error(place) for place in places], x=places)
+    raw = torch.arange(4, dtype=torch.uint8).repeat_interleave(500)[:, None]
+    found = elbo(model, raw, steps=math.inf, terms=60, batch_size=2000).diffusion.reshape(4, 500)
+    spread = float(((weights**2) * found.var(1) / 500).sum().sqrt())
+    assert float((weights * found.mean(1)).sum()) == pytest.approx(truth, abs=4 * spread)
+    assert 4 * spread < 0.05 * abs(truth)
 
 
 def test_levels_that_do_not_match_are_refused():

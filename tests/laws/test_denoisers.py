@@ -7,6 +7,9 @@ import torch
 from helpers import SCHEDULES, level, numbers
 
 import ornstein as orn
+from ornstein.integrate import FixedSteps
+from ornstein.noise import Noise
+from ornstein.objectives import DenoisingScoreMatching
 from ornstein.processes import Normal as Base
 
 
@@ -78,6 +81,35 @@ def test_energy_is_minus_the_potential_of_the_score():
         estimate = denoiser(X, 0.4)
     assert torch.allclose(estimate.score, score)
     assert not estimate.score.requires_grad
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: orn.DiT(1, width=32, depth=1), lambda: orn.UNet(1, widths=(32,), blocks=1)]
+)
+def test_an_energy_with_attention_can_be_trained_and_has_a_likelihood(network):
+    """E = ||x - N(x)||^2 / 2: its score by differences, the gradient of a loss of it, the trace of its field."""
+
+    class Energy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = network()
+            for p in self.inner.parameters():
+                torch.nn.init.normal_(p, std=0.1)
+
+        def forward(self, x, time):
+            return 0.5 * (x - self.inner(x, time)).square().flatten(1).sum(1)
+
+    denoiser = orn.Denoiser(Energy(), orn.Gaussian(orn.LinearVP()), "energy").double()
+    x, along = numbers(2, 1, 4, 4, seed=1), numbers(2, 1, 4, 4, seed=2)
+    time = torch.full((2,), 400.0)
+    slope = [denoiser.network(x + step * along, time) for step in (1e-4, -1e-4)]
+    truth = -(slope[0] - slope[1]) / 2e-4
+    found = (denoiser(x, 0.4).score * along).flatten(1).sum(1)
+    assert torch.allclose(found, truth, rtol=1e-4)
+    DenoisingScoreMatching()(denoiser, x, None, Noise(0, 2)).mean.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in denoiser.parameters() if p.requires_grad)
+    assert torch.isfinite(orn.log_likelihood(denoiser.eval(), 0.1 * x, solver=FixedSteps(2)).values).all()
 
 
 def test_learned_variance_is_the_second_half():

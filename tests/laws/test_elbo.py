@@ -237,6 +237,10 @@ def test_the_limit_of_long_chains(monkeypatch):
     error = c / (1 + c * snr[0])  # Var(x_0 | x_1), coded with the variance beta_1 = 1e-4
     last = -0.5 * math.log(2 * math.pi * 1e-4) - 0.5 * error / 1e-4
     assert float(cut.reconstruction.mean()) == pytest.approx(last, rel=1e-6)
+    fine = exact.Normal(orn.Gaussian(orn.GeometricVE(1e-4, 50.0)), torch.zeros(1), c)  # and not below .002
+    assert float(elbo(fine, x, steps=math.inf, terms=400).diffusion.mean()) == pytest.approx(
+        -0.5 * math.log((1 + c * 0.002**-2) / (1 + c * 50.0**-2)), rel=1e-3
+    )
     free = elbo(table, x, steps=math.inf, terms=10, fixed=0.0)  # of the variance of p
     assert torch.allclose(free.total, cut.total, rtol=1e-10)
 
@@ -258,6 +262,10 @@ def test_a_grid_may_begin_below_the_noise_and_end_at_the_data(monkeypatch):
         if not isinstance(schedule, orn.GeometricVE):
             ended = elbo(denoiser, x, grid=torch.cat([grid, torch.zeros(1)]))
             assert torch.equal(ended.total, bound.total)
+    single = (torch.arange(100, 0, -1) / 100).float()  # whose last time rounds to below 1/100
+    table = exact.Normal(orn.Gaussian(orn.TableSchedule.linear(100)), torch.zeros(1), c)
+    assert elbo(table, x, grid=single).calls == 100
+    assert elbo(table, x, steps=3, terms=50).calls == 3  # the sum of all costs no more
     one = elbo(denoiser, x, steps=1)
     assert one.calls == 1
     assert torch.equal(one.diffusion, torch.zeros(len(x)).double())

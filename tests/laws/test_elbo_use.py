@@ -136,6 +136,9 @@ def test_data_that_cannot_be_the_denoisers_are_refused():
     ]:
         with pytest.raises(DataError, match=message):
             elbo(denoiser, x, steps=2)
+    raw = model(orn.Gaussian(orn.LinearVP()), Scaling.measure(numbers(20, 2)), 2)
+    with pytest.raises(DataError, match="NaN or infinity"):
+        elbo(raw, torch.full((3, 2), math.nan, dtype=torch.float64), steps=2)
 
 
 def test_a_term_that_is_not_finite_is_named():

@@ -1,6 +1,7 @@
 """Likelihoods by the probability-flow ODE against closed forms, on every schedule, shape and base; and encoding."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -369,6 +370,11 @@ def quantised(mean=0.1, std=0.25, schedule=None):
     return Raw(exact.Normal(process, torch.full((1,), mean).double(), std**2), LEVELS)
 
 
+def wide():
+    process = orn.Gaussian(orn.LinearVP())
+    return Raw(normal(process, (300,)), replace(LEVELS, shape=(300,), shift=(2.0,), scale=(0.5,)))
+
+
 def test_continuous_raw_data_in_their_own_units():
     inner = normal(orn.Gaussian(orn.LinearVP()), (2,))
     raw = numbers(3, 2) / torch.tensor([0.5, 4.0]) + torch.tensor([3.0, -1.0])
@@ -449,6 +455,12 @@ def test_draws_are_those_of_the_noise(sigma):
          "sigma / alpha = 0.6, is above the width of a level.*sigma_min is at most 0.5"),
         (lambda: log_likelihood(normal(VP, (2,)), numbers(2, 2), terminal=lambda x: x[:, 0] * math.nan), NumericalError,
          "terminal"),
+        (lambda: log_likelihood(normal(VP, (2,)), numbers(2, 2), terminal=lambda x: x), ConfigurationError,
+         r"terminal that returns \(2, 2\) for 2 examples"),
+        (lambda: log_likelihood(normal(VP, (2,)), numbers(2, 2), sigma=math.nan), ConfigurationError, "sigma=nan"),
+        (lambda: log_likelihood(normal(VP, (2,)), numbers(2, 2), sigma=3.0), ConfigurationError, "got sigma=3, expected at most"),
+        (lambda: log_likelihood(wide(), torch.zeros(1, 300, dtype=torch.uint8), dequantise=Dequantise(2, tighten=True)),
+         ConfigurationError, r"importance\) in 300 dimensions, .* or uniform dequantisation"),
     ],
 )  # fmt: skip
 def test_refusals(call, error, message):

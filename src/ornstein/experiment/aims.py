@@ -26,6 +26,7 @@ from ornstein.objectives import (
     UniformSteps,
     UniformTime,
 )
+from ornstein.schedules import Schedule, TableSchedule
 from ornstein.specs import construct
 from ornstein.variational import Bins
 
@@ -33,10 +34,15 @@ KINDS = (Objective, VLB, Hybrid, DenoisingScoreMatching, ImplicitScoreMatching, 
 WEIGHTINGS = (Simple, EDMWeighting, MinSNR, LikelihoodWeighting, ELBOWeighting)
 LAWS = (UniformTime, UniformSteps, UniformLogSNR, LogNormalSigma, Stratified, Importance)
 BOUNDS = (VLB, Hybrid)
+CHAINS = (UniformSteps, Importance)
 
 
-def objective(options: RunOptions, scaling: Scaling | TableScaling | None = None) -> ObjectiveLike:
+def objective(
+    options: RunOptions, scaling: Scaling | TableScaling | None = None, schedule: Schedule | None = None
+) -> ObjectiveLike:
     """The objective that the options describe; `scaling` gives it what depends on the data: bins of levels, sigma_data.
+
+    Where short names leave the length of a chain open, it is that of the `schedule`, where that is a table.
 
     Raises `ConfigurationError` on names and combinations that there are not.
     """
@@ -55,6 +61,9 @@ def objective(options: RunOptions, scaling: Scaling | TableScaling | None = None
     if named.times:
         text = "UniformSteps" if on_chain and named.times == "uniform" else TIMES.get(named.times, named.times)
         made = replace(made, times=construct(text, LAWS))
+    short = named.objective in OBJECTIVES and (not named.times or named.times in TIMES)
+    if short and isinstance(schedule, TableSchedule) and isinstance(made.times, CHAINS):
+        made = replace(made, times=replace(made.times, steps=schedule.steps))
     return replace(made, bins=Bins.of(scaling)) if on_chain else made
 
 

@@ -56,7 +56,7 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
     options = with_options(options, {"stream": "never" if isinstance(dataset.train, torch.Tensor) else "always"})
     denoiser = build(options, dataset, group)
     model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
-    run = Run(denoiser, objective(options, dataset.scaling), options.training, group)
+    run = Run(denoiser, objective(options, dataset.scaling, denoiser.process.schedule), options.training, group)
     labels = dataset.train_labels
     data = {
         "name": dataset.name,
@@ -93,7 +93,7 @@ def resume(
     saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
     denoiser = denoiser if saved else build(options, dataset, group)
     denoiser.to(group.device(options.training.device))
-    run = Run(denoiser, objective(options, scaling), options.training, group)
+    run = Run(denoiser, objective(options, scaling, denoiser.process.schedule), options.training, group)
     if saved:
         tensors, counters = checkpoints.read(folder)
         run.restore(tensors, counters)

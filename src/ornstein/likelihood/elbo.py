@@ -24,7 +24,7 @@ from ornstein import grids
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.likelihood.examples import Examples
-from ornstein.likelihood.records import Bound, Steps, concatenated
+from ornstein.likelihood.records import Bound, Steps, concatenated, standard_error
 from ornstein.noise import Noise, fold
 from ornstein.processes.gaussian import Gaussian
 from ornstein.processes.normal import GaussianLaw
@@ -141,7 +141,7 @@ def elbo(
             or the schedule's own ends where they are narrower, decoded there with std sigma.
         grid: the falling times of the chain, in place of `steps`; the data at its end may be left out.
         terms: K of the T - 1 denoising terms, drawn for each example, for an unbiased estimate with K + 1 calls; all of
-            them, and T calls, where None. In the limit the number of draws of the integral, 128 where None.
+            them, and T calls, where None or where there are no more. In the limit the number of draws, 128 where None.
         form: "denoising" or "path"; see the module.
         fixed: where between beta~ (0) and beta (1) the variance lies, in log, where it is not learned.
         cond: the condition, (n, ...).
@@ -195,15 +195,24 @@ def _chain(
     if steps == math.inf:
         if grid is not None:
             raise ConfigurationError("got a grid and steps=math.inf, expected one of them")
-        ends = grids.log_snr(process, 2, max(grids.SIGMA_MIN, resolution))[:2]
-        t_1, t_2 = float(ends[1]), float(ends[0])
+        t_1, t_2 = _ends(process, max(grids.SIGMA_MIN, resolution))
         return _Chain((t_1, t_2), fixed, float(process.level(t_1).sigma), bins, terms or LIMIT_TERMS, limit=True)
     if grid is None and not (steps >= 1 and int(steps) == steps):
         raise ConfigurationError(f"got steps={steps}, expected a whole number of at least 1, or math.inf")
     times = tuple((chain(process, int(steps), resolution) if grid is None else _levels(process, grid)).tolist())
     one = len(times) == 1
     least = float(process.level(times[0]).sigma) if one else floor(process, times[0], times[1])
-    return _Chain(times, fixed, least, bins, None if one else terms)
+    drawn = terms if terms is not None and terms < len(times) - 1 else None  # all of them cost no more
+    return _Chain(times, fixed, least, bins, drawn)
+
+
+def _ends(process: Gaussian, low: float, high: float = grids.SIGMA_MAX) -> tuple[float, float]:
+    """The times at which sigma / alpha is low and high, or the schedule's ends where those are narrower."""
+    schedule = process.schedule
+    first, last = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).tolist()
+    near, far = min(first, -2 * math.log(low)), max(last, -2 * math.log(high))
+    t_1, t_2 = schedule.time_at(torch.tensor([near, far], dtype=torch.float64)).tolist()
+    return t_1, t_2
 
 
 def _levels(process: Gaussian, grid: Tensor) -> Tensor:
@@ -212,7 +221,7 @@ def _levels(process: Gaussian, grid: Tensor) -> Tensor:
     if times.ndim != 1 or len(times) < 1 or times.min() < 0 or times.max() > 1 or not (times.diff() < 0).all():
         raise ConfigurationError("got a grid that is not one axis of falling times in [0, 1]")
     last = float(times[-1])
-    on_data = last < process.schedule.t_min or float(process.level(last).sigma) == 0
+    on_data = last < (1 - 1e-6) * process.schedule.t_min or float(process.level(last).sigma) == 0
     times = times[:-1] if on_data else times
     if not len(times):
         raise ConfigurationError("got a grid of the data alone, expected times with noise before it")
@@ -234,5 +243,4 @@ def _summary(times: tuple[float, ...], tables: list[Tensor], offset: float) -> S
     t = torch.tensor(times, dtype=torch.float64).flip(0)
     table = torch.cat([part.double().cpu() for part in tables], dim=1)
     table[-1] += offset
-    errors = table.std(1) / math.sqrt(table.shape[1])
-    return Steps(t, torch.cat([t[1:], t.new_zeros(1)]), table.mean(1), errors)
+    return Steps(t, torch.cat([t[1:], t.new_zeros(1)]), table.mean(1), standard_error(table, 1))

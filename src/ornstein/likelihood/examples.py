@@ -49,7 +49,7 @@ class Examples:
             _check_model_units(x, getattr(denoiser, "shape", None))
         elif scaling.levels is not None:
             _check_levels(x, scaling.levels)
-        if x.is_floating_point() and scaling is None and not torch.isfinite(x).all():
+        if x.is_floating_point() and not torch.isfinite(x).all():
             raise DataError("x holds NaN or infinity, expected finite numbers")
         return cls(x, cond, scaling, device_of(denoiser))
 

@@ -95,10 +95,11 @@ def log_likelihood(
     dequantise = _dequantisation(dequantise, examples)
     trace = _trace(trace, dequantise, examples.dims)
     bins = Bins.of(examples.scaling)
-    if sigma is None:
-        sigma = 0.0 if bins is None else bins.resolution
-    curve = Curve.of(denoiser, cond, sigma)
-    _check_range(curve, examples)
+    if sigma is not None and not 0 <= sigma < math.inf:
+        raise ConfigurationError(f"got sigma={sigma}, expected a noise level of 0 or more, in units of the model")
+    level = sigma if sigma is not None else 0.0 if bins is None else bins.resolution
+    curve = Curve.of(denoiser, cond, level)
+    _check_range(curve, examples, asked=sigma)
     recipe = _Recipe(trace, solver or usual_solver(examples), terminal, dequantise, seed)
     unit = 0.0 if examples.scaling is None else examples.scaling.log_det()
     values, errors, calls, mismatch = [], [], [], []
@@ -161,6 +162,11 @@ def _log_density(
         last = curve.process.log_prior(curve.to_noise(z.cpu().double()))
     else:
         last = recipe.terminal(curve.to_noise(z)).detach().cpu().double()
+        if last.shape != (len(x),):
+            raise ConfigurationError(
+                f"got a terminal that returns {tuple(last.shape)} for {len(x)} examples, expected a log-density for each, "
+                f"({len(x)},)"
+            )
     return last[:, None] + dims * (curve.log_stretch + change), found.calls
 
 
@@ -181,16 +187,23 @@ def _trace(asked: Trace | None, dequantise: Dequantise | None, dims: int) -> Tra
         )
     if asked is not None:
         return asked
+    if tighten and dims > Exact().limit:
+        raise ConfigurationError(
+            f"got tighten=True (importance) in {dims} dimensions, which needs the exact trace: {dims} passes back through the "
+            f"network for every call; expected at most {Exact().limit}, trace=Exact(limit={dims}), or uniform dequantisation"
+        )
     return Exact() if dims <= SMALL or tighten else Hutchinson()
 
 
-def _check_range(curve: Curve, examples: Examples) -> None:
-    """Refuse a schedule whose first level blurs what the density is asked of."""
+def _check_range(curve: Curve, examples: Examples, asked: float | None) -> None:
+    """Refuse a first level, of the schedule or the one asked for, that blurs what the density is asked of."""
     if examples.levels is not None:
         most, what = min(examples.scaling.scale), "the width of a level"
     else:
         spread = curve.sigma_data if examples.scaling is None else examples.scaling.sigma_data
         most, what = spread / 10, "a tenth of the data's standard deviation"
+    if curve.sigma > most and curve.sigma == asked:
+        raise ConfigurationError(f"got sigma={asked:g}, expected at most {what}, {most:.3g} in model units")
     if curve.sigma > most:
         raise ConfigurationError(
             f"the noise does not reach down to the data: the first level of {type(curve.process.schedule).__name__}, sigma "

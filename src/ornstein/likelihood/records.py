@@ -7,6 +7,7 @@ of the data), so it is quoted in nats alone; the log-probability of quantised da
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ from ornstein.errors import ConfigurationError
 
 LOOSE = 0.1
 """The share of a result above which its standard error makes it worthless."""
+
+
+def standard_error(values: Tensor, dim: int = 0) -> Any:
+    """That of the mean over an axis; NaN for a single value."""
+    if values.shape[dim] == 1:
+        return math.nan if values.ndim == 1 else torch.full_like(values.select(dim, 0), math.nan)
+    errors = values.double().std(dim) / math.sqrt(values.shape[dim])
+    return float(errors) if values.ndim == 1 else errors
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class _Figures:
     @property
     def standard_error(self) -> float:
         """The standard error of the mean in nats, of the examples and of what was drawn for each; NaN for one example."""
-        return float(self.per_example.double().std() / math.sqrt(len(self.per_example)))
+        return standard_error(self.per_example)
 
     @property
     def bits_per_dim(self) -> float:
@@ -66,6 +75,8 @@ class _Figures:
     def doubts(self) -> list[str]:
         """What makes the figure worthless, in words: nothing where all is well."""
         found = []
+        if len(self.per_example) == 1:
+            found.append("one example has no standard error: take more")
         if self.standard_error > LOOSE * abs(self.mean):
             found.append(
                 f"the standard error, {self.standard_error:.3g} nats, is above a tenth of the result: take more examples"

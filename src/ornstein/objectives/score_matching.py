@@ -91,7 +91,7 @@ class ExplicitScoreMatching(_ScoreMatching):
     power: float = 2.0
 
     def _values(self, asked: _Asked, rng: Noise) -> Tensor:
-        if self.exact.process.schedule != asked.truth.process.schedule:
+        if self.exact.process != asked.truth.process:
             raise ConfigurationError(
                 f"got an exact denoiser under {self.exact.process.schedule!r} for one under "
                 f"{asked.truth.process.schedule!r}, expected one process"

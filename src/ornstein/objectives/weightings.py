@@ -96,7 +96,7 @@ class ELBOWeighting(WeightingLaw):
 
     w_i is that of paper 001 eq. 40 corrected, b^2 / (2 s^2 alpha (1 - ab)) for eps; the first step's is that of the decoder
     N(x_0_hat, s_1^2). `fixed` in [0, 1] places the log-variance between beta-tilde (0) and beta (1), as in `VLB`; the loss is
-    then that of `VLB`, nats per component, less what does not depend on the network.
+    then that of `VLB`, nats per component, less what does not depend on the network, where sigma(0) = 0 and data have no bins.
     """
 
     reading: str = "eps"

@@ -42,7 +42,7 @@ def noise_scale(run: Run, data: Iterable[tuple[Tensor, Tensor | None]]) -> Noise
     Each is taken in four parts, with times and noise of their own (stratified times of a whole batch would make parts of it
     unlike batches). Leaves the weights, the draws of training and the gradients alone. All processes must ask together.
     """
-    squares, total, size, parts = 0.0, None, 0, 0
+    squares, total, examples, parts = 0.0, None, 0, 0
     for k, (x0, cond) in enumerate(islice(data, BATCHES)):
         length = max(1, len(x0) // PARTS)
         for j, first in enumerate(range(0, length * min(PARTS, len(x0)), length)):
@@ -51,13 +51,11 @@ def noise_scale(run: Run, data: Iterable[tuple[Tensor, Tensor | None]]) -> Noise
             gradient = _gradient(run, x0[rows], None if cond is None else cond[rows], seed)
             squares += float(gradient @ gradient)
             total = gradient if total is None else total + gradient
-            size, parts = length, parts + 1
+            examples, parts = examples + length, parts + 1
     assert total is not None
-    parts *= run.group.size
-    small = float(run.group.sum(torch.tensor(squares, device=run.device))) / parts
+    squares, whole, parts = run.group.sum(torch.tensor([squares, examples, parts], device=run.device)).tolist()
     mean = run.group.sum(total) / parts
-    large = float(mean @ mean)
-    b, whole = size, size * parts
+    small, large, b = squares / parts, float(mean @ mean), whole / parts
     return NoiseScale(
         gradient_square=(whole * large - b * small) / (whole - b), variance=(small - large) / (1 / b - 1 / whole)
     )
