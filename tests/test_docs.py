@@ -12,9 +12,10 @@ import ornstein as orn
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
-    "errors", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes", "denoisers", "exact",
-    "variational", "grids", "integrate", "objectives", "samplers", "networks", "data", "likelihood", "plots", "metrics", "specs",
-    "training", "checkpoints", "watching", "profiling", "experiment", "cli",
+    "errors", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes", "denoisers",
+    "clipping", "exact", "variational", "grids", "integrate", "objectives", "samplers", "networks", "data",
+    "likelihood", "plots", "metrics", "specs", "training", "checkpoints", "watching", "profiling", "experiment",
+    "cli",
 )  # fmt: skip
 
 

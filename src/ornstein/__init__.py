@@ -9,6 +9,7 @@ _HOMES = {
     "schedules": "EDM CosineVP FromAlphaSigma FromSDE GeometricVE LinearVP RectifiedFlow SubVP TableSchedule",
     "processes": "Gaussian Normal",
     "denoisers": "Denoiser Retargeted",
+    "clipping": "Clipped",
     "objectives": "DenoisingScoreMatching EDMWeighting ELBOWeighting ExplicitScoreMatching Hybrid ImplicitScoreMatching "
     "Importance LikelihoodWeighting LogNormalSigma MinSNR Objective Simple SlicedScoreMatching Stratified UniformLogSNR "
     "UniformSteps UniformTime VLB Weighting",

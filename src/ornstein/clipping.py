@@ -54,7 +54,10 @@ class Clipped:
             return self.process.estimate(x_t, t, x0=x0.clamp(self.low, self.high))
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         centred = x0 - middle
-        most = torch.quantile(centred.abs().flatten(1).float(), self.quantile, dim=1).clamp(min=half)
+        size = (
+            centred.abs().flatten(1).to(torch.promote_types(x0.dtype, torch.float32))
+        )  # quantile knows no half precision
+        most = torch.quantile(size, self.quantile, dim=1).clamp(min=half)
         most = most.to(x0).reshape(-1, *(1,) * (x0.ndim - 1))
         return self.process.estimate(x_t, t, x0=middle + torch.clamp(centred, -most, most) * (half / most))
 

@@ -17,7 +17,7 @@ from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Gaussian
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-CENTRE, WIDTH, FLOOR = 0.31, 3.6, 0.5
+CENTRE, WIDTH, FLOOR = 1.55, 1.3, 1 / 3
 BISECTIONS = 60
 Law = Callable[[float, float, Tensor], Tensor]
 

@@ -14,7 +14,7 @@ import ornstein as orn
 from ornstein import exact
 from ornstein.noise import Noise
 from ornstein.samplers import RK4, Ancestral, Euler, Heun, Midpoint, Multistep, Singlestep, sample
-from ornstein.samplers.multistep import Memory
+from ornstein.samplers.multistep import Memory, _place
 
 MEAN, VARIANCE = 0.6, 0.25
 SAMPLERS = {
@@ -88,7 +88,7 @@ def laws(process):
 def known(recipe: Multistep, denoiser, times: list[float], states) -> Memory:
     """The memory of readings at exact states, newest first."""
     process, count = denoiser.process, recipe.readings - (not recipe.corrector)
-    places = tuple(recipe._place(t, process.level(t)) for t in times)
+    places = tuple(_place(recipe, t, process.level(t)) for t in times)
     values = (
         denoiser(torch.from_numpy(x)[:, None], t).reading(recipe.prediction) for t, x in zip(times, states, strict=True)
     )

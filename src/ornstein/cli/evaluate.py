@@ -80,7 +80,7 @@ def main(argv: list[str]) -> Outcome:
     how = (
         f"samples of {options.samples}"
         if options.samples
-        else f"samples by {options.sampling.sampler}, {calls} calls each"
+        else f"samples by {options.sampling.sampler or 'the usual sampler'}, {calls} calls each"
     )
     return Outcome(result, f"{options.run}, step {model.step}, against {source}; {how}\n{report}", options.json)
 

@@ -30,14 +30,18 @@ class SamplingOptions:
     """Sample i is a function of the seed and i alone, whatever the batch size."""
     batch_size: int = 256
     """Samples drawn at once: memory against speed."""
-    sampler: Annotated[str, arg(metavar="CALL")] = "Multistep"
-    """Recipe of a step: Multistep (DPM-Solver++(2M)), Heun, "Heun(churn=0.1)", Euler, Ancestral, "Ancestral(eta=0)"."""
+    sampler: Annotated[
+        str | None, arg(metavar="CALL", **hint("default: Multistep(3), from 12 calls on Multistep(4)"))
+    ] = None
+    """Recipe of a step: Heun, "Heun(churn=0.1)", Euler, RK4, Ancestral, "Ancestral(eta=0)", "Singlestep(2)", StochasticHeun,
+    "PredictorCorrector(Ancestral(), Langevin())", or Multistep, of which "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M)
+    and "Multistep(3, 'x0', corrector=True)" UniPC."""
     steps: Annotated[int | None, arg(**hint())] = None
     """Steps of the sampler; this or --calls."""
     calls: Annotated[int | None, arg(**hint(f"default: {CALLS}"))] = None
     """Network evaluations per sample, at most: one a step, two with Heun."""
-    grid: Annotated[str, arg(metavar="CALL")] = "karras"
-    """Times to visit: karras, "karras(rho=5)", log_snr, uniform, "trailing(chain=1000)", leading, linspace."""
+    grid: Annotated[str | None, arg(metavar="CALL", **hint("default: focused; karras with --sampler"))] = None
+    """Times to visit: focused, karras, "karras(rho=5)", log_snr, uniform, "trailing(chain=1000)", leading, linspace."""
     precision: Literal["float32", "auto", "bfloat16"] = "float32"
     """Arithmetic of the network; auto is bfloat16 where the hardware has it, and then batch sizes agree less exactly."""
     device: str = "auto"
@@ -124,11 +128,9 @@ def draw(
 
     from ornstein.devices import autocast, resolve_precision
     from ornstein.parallel import Group
-    from ornstein.samplers import Sampler, Samples
-    from ornstein.specs import construct
+    from ornstein.samplers import Samples
 
-    sampler = construct(options.sampler, Sampler)
-    grid = _grid(model, sampler, options)
+    sampler, grid = _recipe(model, options)
     group, size = group or Group(), options.batch_size
     device, began, parts, calls = next(iter(model.parameters())).device, time.perf_counter(), [], 0
     rounds = range(0, n, size * group.size)
@@ -181,26 +183,39 @@ def is_conditional(model: "Model") -> bool:
     return model.config["options"]["model"]["condition"] == "labels"
 
 
-def _grid(model: "Model", sampler: Any, options: SamplingOptions) -> "Tensor":
-    """The times to visit, for --grid and --steps or --calls."""
+def _recipe(model: "Model", options: SamplingOptions) -> "tuple[Any, Tensor]":
+    """The sampler, and the times to visit, for --sampler, --grid and --steps or --calls."""
     from ornstein import grids, specs
-    from ornstein.samplers import steps_within
+    from ornstein.samplers import Sampler, steps_within
+    from ornstein.samplers.usual import usual
 
     if options.steps is not None and options.calls is not None:
         raise ConfigurationError("got both --steps and --calls, expected one of them")
     if options.batch_size < 1:
         raise ConfigurationError(f"got --batch-size {options.batch_size}, expected at least 1")
     calls = CALLS if options.calls is None else options.calls
+    if options.sampler is None:
+        sampler: Any = usual(model.process, max(1, calls if options.steps is None else options.steps))[0]
+    else:
+        sampler = specs.construct(options.sampler, Sampler)
     steps = steps_within(calls, sampler) if options.steps is None else options.steps
-    spec = specs.parse(options.grid)
+    spec = specs.parse(options.grid or ("focused" if options.sampler is None else "karras"))
     laws = {
         f.__name__: f
-        for f in (grids.karras, grids.log_snr, grids.uniform, grids.trailing, grids.leading, grids.linspace)
+        for f in (
+            grids.focused,
+            grids.karras,
+            grids.log_snr,
+            grids.uniform,
+            grids.trailing,
+            grids.leading,
+            grids.linspace,
+        )
     }
     if spec.name not in laws:
         raise ConfigurationError(f"unknown grid '{spec.name}', expected {', '.join(laws)}{nearest(spec.name, laws)}")
     try:
-        return laws[spec.name](model.process, steps, *spec.args, **spec.kwargs)
+        return sampler, laws[spec.name](model.process, steps, *spec.args, **spec.kwargs)
     except TypeError as error:
         raise ConfigurationError(f"got --grid '{options.grid}', which does not fit: {error}") from None
 

@@ -120,12 +120,13 @@ def sample(
 
     Args:
         denoiser: what to sample from, in model units; a loaded `Model` gives samples in raw units.
-        sampler: the recipe of a step; by default `Multistep(2)`, DPM-Solver++(2M).
+        sampler: the recipe of a step; by default that of `usual`: `Multistep`, of order 3 or 4 by the number of calls.
         n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
-        start: the states at grid[0] (n, *d), in place of a draw of the prior.
+        start: the states at grid[0] (n, *d), at t = 1 where no grid is given, in place of a draw of the prior.
         steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls
             where none of them nor a grid is given).
-        grid: the times to visit; by default `grids.karras(process, steps)`. An ascending grid goes from data to noise.
+        grid: the times to visit; by default `grids.karras(process, steps)`, `grids.focused` where no sampler is named. An
+            ascending grid goes from data to noise.
         cond: the condition, (n, ...).
         seed, first: these are samples first .. first + n - 1 of the seed; sample i depends on (seed, i) alone, whatever
             the batch size.
@@ -136,8 +137,7 @@ def sample(
     `last` is the `State` of the batch before that step.
     """
     began = time.perf_counter()
-    sampler = sampler if sampler is not None else _default_sampler()
-    grid = _grid(denoiser.process, sampler, steps, calls, grid)
+    sampler, grid = _recipe(denoiser.process, sampler, steps, calls, grid, begun=start is not None)
     shape, n = _shape(denoiser, n, shape, start, cond)
     size = 256 if batch_size is None else batch_size
     if size < 1:
@@ -199,13 +199,36 @@ def _name_the_step(states: Iterator[State]) -> None:
         before = state
 
 
-def _grid(process: Gaussian, sampler: Sampler, steps: int | None, calls: int | None, grid: Tensor | None) -> Tensor:
+def _recipe(
+    process: Gaussian,
+    sampler: Sampler | None,
+    steps: int | None,
+    calls: int | None,
+    grid: Tensor | None,
+    begun: bool,
+) -> tuple[Sampler, Tensor]:
+    """The sampler and the grid of `sample`; `begun` says that states at its first time are given."""
+    from ornstein.samplers.usual import usual  # which needs a sampler, and samplers this module
+
     if sum(v is not None for v in (steps, calls, grid)) > 1:
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
-    if grid is None:
-        if steps is None:
-            steps = steps_within(25 if calls is None else calls, sampler)
-        return grids.karras(process, steps)
+    if grid is not None:
+        sampler = sampler if sampler is not None else usual(process, max(1, len(grid) - 1))[0]
+        return sampler, _checked(grid, sampler)
+    if sampler is not None:
+        steps = steps_within(25 if calls is None else calls, sampler) if steps is None else steps
+        grid = grids.karras(process, steps)
+    else:
+        wanted = steps if steps is not None else 25 if calls is None else calls
+        if calls is not None and calls < 1:
+            raise ConfigurationError(f"got calls={calls}, expected at least 1")
+        sampler, grid = usual(process, wanted)
+    if begun:
+        grid[0] = 1.0
+    return sampler, grid
+
+
+def _checked(grid: Tensor, sampler: Sampler) -> Tensor:
     grid = torch.as_tensor(grid, dtype=torch.float64)
     if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
         raise ConfigurationError("got a grid that is not one axis of times in [0, 1]")
@@ -265,9 +288,3 @@ def device_of(denoiser: DenoiserLike) -> torch.device:
     parameters = getattr(denoiser, "parameters", None)
     first = None if parameters is None else next(iter(parameters()), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def _default_sampler() -> Sampler:
-    from ornstein.samplers.multistep import Multistep
-
-    return Multistep()

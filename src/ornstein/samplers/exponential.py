@@ -37,7 +37,8 @@ class Transfer(NamedTuple):
 
 def transfer(begin: Level, end: Level, prediction: str, noise: float = 0.0) -> Transfer:
     """The step between two levels for D = "eps" or "x0", of which x0 allows the noise of the reverse SDE (see `Multistep`)."""
-    (alpha_t, sigma_t, log_snr_t), (alpha_s, sigma_s, log_snr_s) = begin, end
+    alpha_t, sigma_t, log_snr_t = map(float, begin)
+    alpha_s, sigma_s, log_snr_s = map(float, end)
     h, extra = (log_snr_s - log_snr_t) / 2, noise**2
     if prediction == "eps":
         a = alpha_s / alpha_t
@@ -55,9 +56,13 @@ def average(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def carried(process: Gaussian, x: Tensor, step: Transfer, mean: Tensor, prediction: str) -> Tensor:
-    """a x_t + c <D>, where the mean of a base is no part of what is scaled: a (x_t - mu) + c (<x_0> - mu) + mu."""
-    moved = (step.a * x).add_(mean, alpha=step.c)
+def carried(
+    process: Gaussian, x: Tensor, step: Transfer, weights: Sequence[float], values: Sequence[Tensor], prediction: str
+) -> Tensor:
+    """a x_t + c sum_j w_j D_j. The mean of a base is no part of what is scaled: a (x_t - mu) + c (<x_0> - mu) + mu."""
+    moved = step.a * x
+    for weight, value in zip(weights, values, strict=True):
+        moved.add_(value, alpha=step.c * weight)
     if process.base is not None:
         moved += (1 - step.a - (step.c if prediction == "x0" else 0.0)) * process.base.mean.to(x)
     return moved

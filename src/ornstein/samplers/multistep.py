@@ -99,46 +99,51 @@ class Multistep:
         return self.noise > 0
 
     def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: Memory | None, rng: Noise
+        self,
+        denoiser: DenoiserLike,
+        x: Tensor,
+        t: float,
+        s: float,
+        memory: Memory | None,
+        rng: Noise,
+        end: Level | None = None,
     ) -> tuple[Tensor, Memory | None]:
-        """One step from time t to time s; the memory holds the last readings."""
-        return self._carry(denoiser, x, t, (s, denoiser.process.level(s)), memory, rng)
-
-    def land(self, denoiser: DenoiserLike, x: Tensor, t: float, memory: Memory | None, rng: Noise) -> Tensor:
-        """The data (sigma = 0) from the schedule's first time t, where sigma is above 0."""
-        return self._carry(denoiser, x, t, (0.0, DATA), memory, rng)[0]
-
-    def _carry(
-        self, denoiser: DenoiserLike, x: Tensor, t: float, end: tuple[float, Level], memory: Memory | None, rng: Noise
-    ) -> tuple[Tensor, Memory | None]:
-        process, estimate, begin = denoiser.process, denoiser(x, t), (t, denoiser.process.level(t))
-        if math.isinf(begin[1].log_snr):
-            return process.posterior(estimate, t, end[0], eta=0.0).mean, None
-        places, values = (self._place(*begin),), (estimate.reading(self.prediction),)
+        """One step from time t to time s, or to the level `end`; the memory holds the last readings."""
+        process, estimate = denoiser.process, denoiser(x, t)
+        begin, end = process.level(t), end or process.level(s)
+        if math.isinf(begin.log_snr):
+            return process.posterior(estimate, t, s, eta=0.0).mean, None
+        places: tuple[float, ...] = (_place(self, t, begin),)
+        values: tuple[Tensor, ...] = (estimate.reading(self.prediction),)
         if memory is not None and memory.places[:1] != places:
             places, values = places + memory.places, values + memory.values
-            if memory.average is not None:
-                step, weights = _recipe(self, memory.begin, begin, places)
+            if memory.begin is not None and memory.average is not None:
+                step, weights = _recipe(self, memory.begin, (t, begin), places)
                 x = x + step.c * (average(weights, values) - memory.average)
         places, values = places[: self.readings], values[: self.readings]
-        step, weights = _recipe(self, begin, end, places)
-        mean = average(weights, values)
-        moved = carried(process, x, step, mean, self.prediction)
+        step, weights = _recipe(self, (t, begin), (s, end), places)
+        moved = carried(process, x, step, weights, values, self.prediction)
         if step.std:
             z = rng.normal(x.shape, x.dtype)
             moved.add_(z if process.base is None else process.base.colour(z), alpha=step.std)
         if self.corrector:
-            return moved, Memory(places, values, begin, mean)
+            return moved, Memory(places, values, (t, begin), average(weights, values))
         return moved, Memory(places[: self.readings - 1], values[: self.readings - 1])
 
-    def _place(self, t: float, level: Level) -> float:
-        """Where a reading stands in the variable of the polynomial."""
-        if self.variable == "t":
-            return t
-        l = level.log_snr / 2  # noqa: E741
-        if self.variable == "log_snr":
-            return l
-        return math.exp(-l if self.prediction == "eps" else l)
+    def land(self, denoiser: DenoiserLike, x: Tensor, t: float, memory: Memory | None, rng: Noise) -> Tensor:
+        """The data (sigma = 0) from the schedule's first time t, where sigma is above 0."""
+        return self.step(denoiser, x, t, 0.0, memory, rng, end=DATA)[0]
+
+
+@lru_cache(maxsize=4096)
+def _place(recipe: Multistep, t: float, level: Level) -> float:
+    """Where a reading stands in the variable of the polynomial."""
+    if recipe.variable == "t":
+        return t
+    l = float(level.log_snr) / 2  # noqa: E741
+    if recipe.variable == "log_snr":
+        return l
+    return math.exp(-l if recipe.prediction == "eps" else l)
 
 
 @lru_cache(maxsize=4096)
@@ -150,8 +155,8 @@ def _recipe(
     if math.isinf(step.h):
         nodes, z = _beyond(recipe, places, step.h), 0.0
     else:
-        place = recipe._place(*begin)
-        span = recipe._place(*end) - place
+        place = _place(recipe, *begin)
+        span = _place(recipe, *end) - place
         nodes = [(other - place) / span for other in places]
         z = step.z if recipe.exact and recipe.variable == "log_snr" else 0.0
     found = weights(nodes, z)

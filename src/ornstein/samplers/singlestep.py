@@ -8,7 +8,7 @@ from torch import Tensor
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
-from ornstein.samplers.exponential import average, carried, transfer, weights
+from ornstein.samplers.exponential import carried, transfer, weights
 from ornstein.samplers.multistep import PREDICTIONS
 
 
@@ -52,9 +52,8 @@ class Singlestep:
             r = float(process.schedule.time_at(begin.log_snr + u * (end.log_snr - begin.log_snr)))
             part = transfer(begin, process.level(r), self.prediction)
             nodes = [0.0, reached / u] if reached else [0.0]
-            mean = average(weights(nodes, part.z), values)
-            found = denoiser(carried(process, x, part, mean, self.prediction), r).reading(self.prediction)
-            values, reached = [values[0], found], u
+            inner = carried(process, x, part, weights(nodes, part.z), values, self.prediction)
+            values, reached = [values[0], denoiser(inner, r).reading(self.prediction)], u
         whole = transfer(begin, end, self.prediction)
-        mean = average(weights([0.0, reached], 0.0 if self.order == 2 else whole.z), values)
-        return carried(process, x, whole, mean, self.prediction), None
+        ends = weights([0.0, reached], 0.0 if self.order == 2 else whole.z)
+        return carried(process, x, whole, ends, values, self.prediction), None
