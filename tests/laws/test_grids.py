@@ -1,14 +1,17 @@
 """Grids against Karras's formula, geometric sequences and the published members of T-step chains."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from helpers import SCHEDULES
+from scipy.integrate import quad
 
 import ornstein as orn
 from ornstein import grids
+from ornstein.errors import ConfigurationError
 
 LANDS = ("linear", "cosine", "subvp", "flow", "alpha-sigma", "sde")  # sigma(0) = 0
 
@@ -77,3 +80,21 @@ def test_members_of_a_chain_of_another_length_and_schedule():
     )
     assert np.allclose(grids.leading(orn.Gaussian(orn.CosineVP()), 4, chain=8), [7 / 8, 5 / 8, 3 / 8, 1 / 8, 0])
     assert math.isclose(float(grids.linspace(orn.Gaussian(orn.EDM()), 2)[1]), 1 / 1000)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "edm", "table-linear"])
+def test_focused_grids_have_equal_shares_of_their_density(name):
+    process, (centre, width, floor) = orn.Gaussian(SCHEDULES[name]), (0.5, 2.0, 0.4)
+    grid = orn.grids.focused(process, 9, centre, width, floor)
+    places = [float(process.level(float(t)).log_snr) / 2 for t in grid[:9]]
+    low, high = (float(process.level(t).log_snr) / 2 for t in (1.0, process.schedule.t_min))
+    assert places[0] == pytest.approx(max(low, -math.log(160)))
+    assert places[-1] == pytest.approx(min(high, -math.log(0.002)))
+    shares = [
+        quad(lambda l: floor + 1 / (1 + ((l + math.log(centre)) / width) ** 2), a, b)[0]  # noqa: E741
+        for a, b in itertools.pairwise(places)
+    ]
+    assert np.allclose(shares, shares[0], rtol=1e-6)
+    for bad in ({"centre": 0.0}, {"width": -1.0}, {"floor": -0.1}):
+        with pytest.raises(ConfigurationError, match="expected positive numbers"):
+            orn.grids.focused(process, 9, **bad)

@@ -10,6 +10,7 @@ from helpers import SCHEDULES, affine_step, level, numbers
 
 import ornstein as orn
 from ornstein import exact
+from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
 from ornstein.processes import Normal as Base
 from ornstein.samplers import Ancestral, Euler, Heun, Multistep, sample, sample_steps
@@ -220,3 +221,21 @@ def test_stages_and_flags():
     assert Ancestral(0.1).stochastic
     assert Heun(churn=0.1).stochastic
     assert not any(recipe.stochastic for recipe in (Ancestral(0.0), Euler(), Heun(), Multistep(), Multistep(1)))
+
+
+def test_the_usual_sampler_is_a_rule_in_the_number_of_calls():
+    """And given states begin at t = 1, whatever the highest level of the grid."""
+    process = orn.Gaussian(orn.CosineVP())
+    denoiser = normal(process, 2)
+    for calls, readings in ((5, 3), (11, 3), (12, 4), (25, 4)):
+        grid = orn.grids.focused(process, calls)
+        found = sample(denoiser, n=3, calls=calls, seed=1)
+        assert torch.equal(found.x, sample(denoiser, Multistep(readings), n=3, grid=grid, seed=1).x)
+        assert found.calls == calls
+    assert float(orn.grids.focused(process, 8)[0]) < 1
+    start = numbers(3, 2)
+    kept = sample(denoiser, start=start, calls=8, trajectory=1).trajectory
+    assert kept[0][0] == 1.0
+    assert torch.equal(kept[0][1], start)
+    with pytest.raises(ConfigurationError, match="calls=0"):
+        sample(denoiser, n=3, calls=0)
