@@ -8,7 +8,6 @@ A subset of a chain that does not visit the chain's first step ends at t = 0: th
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,23 +71,29 @@ def focused(
             f"got centre={centre}, width={width}, floor={floor}, expected positive numbers, and a floor of 0 or more"
         )
 
-    def law(low: float, high: float, u: Tensor) -> Tensor:
-        begin, end = -math.log(high), -math.log(low)
-        mass = partial(_focused_mass, middle=-math.log(centre), width=width, floor=floor)
-        ends = torch.tensor([begin, end], dtype=torch.float64)
-        first, last = mass(ends)
-        left, right = ends[0].expand_as(u), ends[1].expand_as(u)
-        for _ in range(BISECTIONS):
-            middle = (left + right) / 2
-            below = mass(middle) < first + u * (last - first)
-            left, right = torch.where(below, middle, left), torch.where(below, right, middle)
-        return torch.exp(-(left + right) / 2)
+    middle = -math.log(centre)
 
-    return _between(process, steps, sigma_min, sigma_max, law)
+    def mass(place: Tensor) -> Tensor:
+        return floor * place + width * torch.atan((place - middle) / width)
+
+    return _between(
+        process,
+        steps,
+        sigma_min,
+        sigma_max,
+        lambda low, high, u: torch.exp(-_quantiles(mass, -math.log(high), -math.log(low), u)),
+    )
 
 
-def _focused_mass(place: Tensor, middle: float, width: float, floor: float) -> Tensor:
-    return floor * place + width * torch.atan((place - middle) / width)
+def _quantiles(mass: Callable[[Tensor], Tensor], begin: float, end: float, share: Tensor) -> Tensor:
+    """The places between begin and end below which those shares of a rising mass lie, by bisection."""
+    left, right = torch.full_like(share, begin), torch.full_like(share, end)
+    target = torch.lerp(mass(left), mass(right), share)
+    for _ in range(BISECTIONS):
+        middle = (left + right) / 2
+        below = mass(middle) < target
+        left, right = torch.where(below, middle, left), torch.where(below, right, middle)
+    return (left + right) / 2
 
 
 def trailing(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:
@@ -129,9 +134,7 @@ def _between(process: Gaussian, steps: int, sigma_min: float, sigma_max: float, 
             f"got sigma_min={sigma_min}, sigma_max={sigma_max}, expected 0 < sigma_min < sigma_max"
         )
     schedule = process.schedule
-    ends = torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)
-    first, last = torch.exp(-schedule.log_snr(ends) / 2).tolist()
-    low, high = max(sigma_min, first), min(sigma_max, last)
+    low, high = (math.exp(-end / 2) for end in schedule.cut(sigma_min, sigma_max))
     sigmas = law(low, high, torch.linspace(0, 1, steps, dtype=torch.float64))
     times = schedule.time_at(-2 * torch.log(sigmas))
     if lands_on_data(process):

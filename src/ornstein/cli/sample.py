@@ -186,20 +186,17 @@ def is_conditional(model: "Model") -> bool:
 def _recipe(model: "Model", options: SamplingOptions) -> "tuple[Any, Tensor]":
     """The sampler, and the times to visit, for --sampler, --grid and --steps or --calls."""
     from ornstein import grids, specs
-    from ornstein.samplers import Sampler, steps_within
-    from ornstein.samplers.usual import usual
+    from ornstein.samplers import Sampler, recipe
 
     if options.steps is not None and options.calls is not None:
         raise ConfigurationError("got both --steps and --calls, expected one of them")
     if options.batch_size < 1:
         raise ConfigurationError(f"got --batch-size {options.batch_size}, expected at least 1")
-    calls = CALLS if options.calls is None else options.calls
-    if options.sampler is None:
-        sampler: Any = usual(model.process, max(1, calls if options.steps is None else options.steps))[0]
-    else:
-        sampler = specs.construct(options.sampler, Sampler)
-    steps = steps_within(calls, sampler) if options.steps is None else options.steps
-    spec = specs.parse(options.grid or ("focused" if options.sampler is None else "karras"))
+    named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
+    sampler, grid = recipe(model.process, named, options.steps, options.calls)
+    if options.grid is None:
+        return sampler, grid
+    spec, steps = specs.parse(options.grid), len(grid) - grids.lands_on_data(model.process)
     laws = {
         f.__name__: f
         for f in (

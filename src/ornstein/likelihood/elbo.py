@@ -195,7 +195,8 @@ def _chain(
     if steps == math.inf:
         if grid is not None:
             raise ConfigurationError("got a grid and steps=math.inf, expected one of them")
-        t_1, t_2 = _ends(process, max(grids.SIGMA_MIN, resolution))
+        ends = process.schedule.cut(max(grids.SIGMA_MIN, resolution), grids.SIGMA_MAX)
+        t_1, t_2 = process.schedule.time_at(torch.tensor(ends, dtype=torch.float64)).tolist()
         return _Chain((t_1, t_2), fixed, float(process.level(t_1).sigma), bins, terms or LIMIT_TERMS, limit=True)
     if grid is None and not (steps >= 1 and int(steps) == steps):
         raise ConfigurationError(f"got steps={steps}, expected a whole number of at least 1, or math.inf")
@@ -204,15 +205,6 @@ def _chain(
     least = float(process.level(times[0]).sigma) if one else floor(process, times[0], times[1])
     drawn = terms if terms is not None and terms < len(times) - 1 else None  # all of them cost no more
     return _Chain(times, fixed, least, bins, drawn)
-
-
-def _ends(process: Gaussian, low: float, high: float = grids.SIGMA_MAX) -> tuple[float, float]:
-    """The times at which sigma / alpha is low and high, or the schedule's ends where those are narrower."""
-    schedule = process.schedule
-    first, last = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).tolist()
-    near, far = min(first, -2 * math.log(low)), max(last, -2 * math.log(high))
-    t_1, t_2 = schedule.time_at(torch.tensor([near, far], dtype=torch.float64)).tolist()
-    return t_1, t_2
 
 
 def _levels(process: Gaussian, grid: Tensor) -> Tensor:

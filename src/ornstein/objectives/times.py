@@ -86,9 +86,9 @@ class UniformLogSNR:
     def _ends(self, process: Gaussian) -> tuple[float, float]:
         """The largest and the least log-SNR."""
         schedule = process.schedule
-        most, least = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).tolist()
-        high, low = min(most, -2 * math.log(self.sigma_min)), max(least, -2 * math.log(self.sigma_max))
+        high, low = schedule.cut(self.sigma_min, self.sigma_max)
         if not low < high:
+            most, least = schedule.cut(math.ulp(0.0), math.inf)
             raise ConfigurationError(
                 f"got {self!r} for {schedule!r}, whose sigma / alpha runs from {math.exp(-most / 2):.3g} to "
                 f"{math.exp(-least / 2):.3g}; expected a range that meets it"

@@ -226,9 +226,9 @@ class Gaussian:
             mean = mu + alpha_s (x_0 - mu) + sigma_s sqrt(1 - tau) eps,  std = sigma_s sqrt(tau),
             tau = eta^2 (1 - exp(log_snr_t - log_snr_s)).
 
-        eta = 1 is q(x_s | x_t, x_0), eta = 0 the deterministic bridge (DDIM). Where the estimate holds a `fraction`, the
-        variance is exp(fraction log b + (1 - fraction) log max(std^2, floor^2)) with b = Var(x_t | x_s); without a floor
-        the step to sigma_s = 0 draws no noise.
+        eta = 1 is q(x_s | x_t, x_0), eta = 0 the deterministic bridge (DDIM). Where eta = 1 and the estimate holds a
+        `fraction`, the variance is exp(fraction log b + (1 - fraction) log max(std^2, floor^2)) with b = Var(x_t | x_s);
+        without a floor the step to sigma_s = 0 draws no noise.
         """
         if not 0 <= eta <= 1:
             raise ConfigurationError(f"got eta={eta}, expected 0 (DDIM) to 1 (DDPM)")
@@ -242,7 +242,7 @@ class Gaussian:
         if not (isinstance(sigma_s, float) and sigma_s == 0):
             mean = mean + spread(sigma_s * (1 - tau) ** 0.5, x_t) * estimate.eps
         std = spread(sigma_s * tau**0.5, x_t)
-        if estimate.fraction is not None and (floor or not (isinstance(s, float) and sigma_s == 0)):
+        if estimate.fraction is not None and eta == 1 and (floor or not (isinstance(s, float) and sigma_s == 0)):
             least = torch.as_tensor(std, dtype=x_t.dtype).clamp(min=floor or 0.0)
             most = torch.as_tensor(spread(self.level(t).sigma * fresh**0.5, x_t), dtype=x_t.dtype)
             std = torch.exp(estimate.fraction * most.log() + (1 - estimate.fraction) * least.log())

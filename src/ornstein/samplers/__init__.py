@@ -1,7 +1,7 @@
 """Samplers: recipes of one step, and the loop that repeats them."""
 
 from ornstein.samplers.ancestral import Ancestral
-from ornstein.samplers.base import Sampler, Samples, State, sample, sample_steps, steps_within
+from ornstein.samplers.base import Sampler, Samples, State, recipe, sample, sample_steps, steps_within
 from ornstein.samplers.composed import PredictorCorrector
 from ornstein.samplers.langevin import AnnealedLangevin, Langevin, UnderdampedLangevin
 from ornstein.samplers.multistep import Multistep
@@ -26,6 +26,7 @@ __all__ = [
     "State",
     "StochasticHeun",
     "UnderdampedLangevin",
+    "recipe",
     "sample",
     "sample_steps",
     "steps_within",

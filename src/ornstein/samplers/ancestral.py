@@ -55,6 +55,6 @@ class Ancestral:
             )
         if self.variance == "beta":
             estimate = replace(estimate, fraction=x.new_ones(()))
-        elif self.variance == "beta-tilde" or self.eta < 1:  # a learned variance is that of the step of eta = 1
+        elif self.variance == "beta-tilde":
             estimate = replace(estimate, fraction=None)
         return denoiser.process.posterior(estimate, t, s, self.eta).sample(rng), None

@@ -20,7 +20,11 @@ from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.samplers.usual import usual
 from ornstein.schedules.base import Time
+
+CALLS = 25
+"""Where neither steps nor calls nor a grid is given."""
 
 
 class Sampler(Protocol):
@@ -53,6 +57,12 @@ class Counted:
     def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
         self.calls += 1
         return self.denoiser(x_t, t, self.cond, keep)
+
+    def log_density(self, x_t: Tensor, t: Time) -> Tensor:
+        """log p_t(x_t) of a denoiser that knows it, counted as a call."""
+        self.calls += 1
+        known: Any = self.denoiser
+        return known.log_density(x_t, t)
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,10 @@ def sample(
     `last` is the `State` of the batch before that step.
     """
     began = time.perf_counter()
-    sampler, grid = _recipe(denoiser.process, sampler, steps, calls, grid, begun=start is not None)
+    at_noise = start is not None and grid is None
+    sampler, grid = recipe(denoiser.process, sampler, steps, calls, grid)
+    if at_noise:
+        grid[0] = 1.0
     shape, n = _shape(denoiser, n, shape, start, cond)
     size = 256 if batch_size is None else batch_size
     if size < 1:
@@ -199,33 +212,22 @@ def _name_the_step(states: Iterator[State]) -> None:
         before = state
 
 
-def _recipe(
+def recipe(
     process: Gaussian,
-    sampler: Sampler | None,
-    steps: int | None,
-    calls: int | None,
-    grid: Tensor | None,
-    begun: bool,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    calls: int | None = None,
+    grid: Tensor | None = None,
 ) -> tuple[Sampler, Tensor]:
-    """The sampler and the grid of `sample`; `begun` says that states at its first time are given."""
-    from ornstein.samplers.usual import usual  # which needs a sampler, and samplers this module
-
+    """The sampler and the grid that these options of `sample` come to. Raises `ConfigurationError` where they do not fit."""
     if sum(v is not None for v in (steps, calls, grid)) > 1:
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
     if grid is not None:
-        sampler = sampler if sampler is not None else usual(process, max(1, len(grid) - 1))[0]
+        sampler = usual(len(grid)) if sampler is None else sampler
         return sampler, _checked(grid, sampler)
-    if sampler is not None:
-        steps = steps_within(25 if calls is None else calls, sampler) if steps is None else steps
-        grid = grids.karras(process, steps)
-    else:
-        wanted = steps if steps is not None else 25 if calls is None else calls
-        if calls is not None and calls < 1:
-            raise ConfigurationError(f"got calls={calls}, expected at least 1")
-        sampler, grid = usual(process, wanted)
-    if begun:
-        grid[0] = 1.0
-    return sampler, grid
+    law, calls = grids.focused if sampler is None else grids.karras, CALLS if calls is None else calls
+    sampler = usual(calls if steps is None else steps) if sampler is None else sampler
+    return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
 
 
 def _checked(grid: Tensor, sampler: Sampler) -> Tensor:

@@ -22,12 +22,11 @@ from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, nearest
 from ornstein.noise import Noise
 from ornstein.samplers.exponential import Transfer, average, carried, transfer, weights
+from ornstein.samplers.stochastic import base_noise
 from ornstein.schedules.base import Level
 
 PREDICTIONS = ("eps", "x0")
 VARIABLES = ("log_snr", "sigma", "t")
-
-
 DATA = Level(1.0, 0.0, math.inf)
 
 
@@ -124,8 +123,7 @@ class Multistep:
         step, weights = _recipe(self, (t, begin), (s, end), places)
         moved = carried(process, x, step, weights, values, self.prediction)
         if step.std:
-            z = rng.normal(x.shape, x.dtype)
-            moved.add_(z if process.base is None else process.base.colour(z), alpha=step.std)
+            moved.add_(base_noise(process, x, rng), alpha=step.std)
         if self.corrector:
             return moved, Memory(places, values, (t, begin), average(weights, values))
         return moved, Memory(places[: self.readings - 1], values[: self.readings - 1])

@@ -8,6 +8,7 @@ Before a step, churn adds noise and moves the time back (Karras et al. 2022, alg
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -101,54 +102,49 @@ class Heun(_Churned):
 
 
 @dataclass(frozen=True)
-class Midpoint(_Churned):
+class _Classical(_Churned):
+    """Each stage, at one of `nodes` of the step in sigma / alpha, starts from the eps of the stage before alone; their eps, that
+    at the start first, have `weights`."""
+
+    nodes: ClassVar[tuple[float, ...]]
+    weights: ClassVar[tuple[float, ...]]
+
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
+    ) -> tuple[Tensor, None]:
+        """One step from time t to time s; there is no memory."""
+        x, t = self._excite(denoiser, x, t, rng)
+        process, estimate = denoiser.process, denoiser(x, t)
+        (alpha_t, sigma_t, _), (alpha_s, sigma_s, _) = process.level(t), process.level(s)
+        if 0 in (alpha_t, sigma_t, alpha_s, sigma_s):
+            return process.posterior(estimate, t, s, eta=0.0).mean, None
+        ratio, rise, eps = sigma_t / alpha_t, sigma_s / alpha_s - sigma_t / alpha_t, estimate.eps
+        mu = 0.0 if process.base is None else process.base.mean.to(x)
+        y, total = (x - mu) / alpha_t, self.weights[0] * eps
+        for node, weight in zip(self.nodes, self.weights[1:], strict=True):
+            r = s if node == 1 else float(process.schedule.time_at(-2 * math.log(ratio + node * rise)))
+            eps = denoiser(mu + process.level(r).alpha * (y + node * rise * eps), r).eps
+            total = total.add(eps, alpha=weight)
+        return mu + alpha_s * (y + rise * total), None
+
+
+@dataclass(frozen=True)
+class Midpoint(_Classical):
     """The midpoint rule: eps halfway in sigma / alpha carries the whole step: order 2, two calls a step.
 
     A step that touches sigma = 0 or alpha = 0 is the Euler step. See `_Churned` for the options.
     """
 
-    order = 2
-    stages = 2
-
-    def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
-    ) -> tuple[Tensor, None]:
-        """One step from time t to time s; there is no memory."""
-        x, t = self._excite(denoiser, x, t, rng)
-        return _classical(denoiser, x, t, s, (0.5,), (0.0, 1.0)), None
+    order = stages = 2
+    nodes, weights = (0.5,), (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class RK4(_Churned):
+class RK4(_Classical):
     """The classical method of Runge and Kutta in sigma / alpha: order 4, four calls a step.
 
     A step that touches sigma = 0 or alpha = 0 is the Euler step. See `_Churned` for the options.
     """
 
-    order = 4
-    stages = 4
-
-    def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
-    ) -> tuple[Tensor, None]:
-        """One step from time t to time s; there is no memory."""
-        x, t = self._excite(denoiser, x, t, rng)
-        return _classical(denoiser, x, t, s, (0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)), None
-
-
-def _classical(
-    denoiser: DenoiserLike, x: Tensor, t: float, s: float, nodes: tuple[float, ...], weights: tuple[float, ...]
-) -> Tensor:
-    """A step where each stage, at a node of the step in sigma / alpha, starts from the eps of the stage before alone."""
-    process, estimate = denoiser.process, denoiser(x, t)
-    (alpha_t, sigma_t, _), (alpha_s, sigma_s, _) = process.level(t), process.level(s)
-    if 0 in (alpha_t, sigma_t, alpha_s, sigma_s):
-        return process.posterior(estimate, t, s, eta=0.0).mean
-    ratio, rise, eps = sigma_t / alpha_t, sigma_s / alpha_s - sigma_t / alpha_t, estimate.eps
-    mu = 0.0 if process.base is None else process.base.mean.to(x)
-    y, total = (x - mu) / alpha_t, weights[0] * eps
-    for node, weight in zip(nodes, weights[1:], strict=True):
-        r = s if node == 1 else float(process.schedule.time_at(-2 * math.log(ratio + node * rise)))
-        eps = denoiser(mu + process.level(r).alpha * (y + node * rise * eps), r).eps
-        total = total.add(eps, alpha=weight)
-    return mu + alpha_s * (y + rise * total)
+    order = stages = 4
+    nodes, weights = (0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)

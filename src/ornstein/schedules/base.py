@@ -92,6 +92,11 @@ class Schedule:
         high = torch.where(self.log_snr(torch.ones_like(target)) >= target, 1.0, high)
         return torch.where(self.log_snr(torch.full_like(target, self.t_min)) <= target, self.t_min, high)
 
+    def cut(self, sigma_min: float, sigma_max: float) -> tuple[float, float]:
+        """(largest, least) log-SNR where sigma / alpha is between these levels, cut to the schedule's own range."""
+        most, least = self.log_snr(torch.tensor([self.t_min, 1.0], dtype=torch.float64)).tolist()
+        return min(most, -2 * math.log(sigma_min)), max(least, -2 * math.log(sigma_max))
+
     def f(self, t: Time) -> Tensor:
         """The drift coefficient d log_alpha / dt, in 1 / time. Raises `NumericalError` where it is infinite."""
         return self._finite("f", t, self._f(t))
