@@ -16,8 +16,6 @@ from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Gaussian
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-CENTRE, WIDTH, FLOOR = 1.55, 1.3, 1 / 3
-BISECTIONS = 60
 Law = Callable[[float, float, Tensor], Tensor]
 
 
@@ -53,47 +51,27 @@ def karras(
 def focused(
     process: Gaussian,
     steps: int,
-    centre: float = CENTRE,
-    width: float = WIDTH,
-    floor: float = FLOOR,
+    centre: float = 1.0,
+    width: float = 3.5,
     sigma_min: float = SIGMA_MIN,
     sigma_max: float = 160.0,
 ) -> Tensor:
-    """Times that crowd where sigma / alpha is near `centre`, then 0: with l = log(alpha / sigma), the density of l is
+    """Times that crowd where sigma / alpha is near `centre`, the size of the data, then 0:
 
-        floor + 1 / (1 + ((l + log centre) / width)^2)
+        log(sigma / alpha) = log(centre) + width tan(phi),   phi falling in equal steps,
 
-    so the noisy end, where estimates hardly change, takes few of them. The range is cut to the schedule's own where that is
-    narrower. The defaults were fitted to exact targets (benchmarks/solvers.py), for data of standard deviation near 1.
+    so that their density in log(sigma / alpha) is Cauchy's, of that width. The noisy end, where estimates hardly change, has few
+    of them. The range is cut to the schedule's own where that is narrower. Centre and width were chosen by exact targets
+    (benchmarks/solvers.py), with data of standard deviation near 1.
     """
-    if not (centre > 0 and width > 0 and floor >= 0):
-        raise ConfigurationError(
-            f"got centre={centre}, width={width}, floor={floor}, expected positive numbers, and a floor of 0 or more"
-        )
+    if not (centre > 0 and width > 0):
+        raise ConfigurationError(f"got centre={centre}, width={width}, expected positive numbers")
 
-    middle = -math.log(centre)
+    def law(low: float, high: float, u: Tensor) -> Tensor:
+        first, last = (math.atan(math.log(end / centre) / width) for end in (high, low))
+        return centre * torch.exp(width * torch.tan(first + u * (last - first)))
 
-    def mass(place: Tensor) -> Tensor:
-        return floor * place + width * torch.atan((place - middle) / width)
-
-    return _between(
-        process,
-        steps,
-        sigma_min,
-        sigma_max,
-        lambda low, high, u: torch.exp(-_quantiles(mass, -math.log(high), -math.log(low), u)),
-    )
-
-
-def _quantiles(mass: Callable[[Tensor], Tensor], begin: float, end: float, share: Tensor) -> Tensor:
-    """The places between begin and end below which those shares of a rising mass lie, by bisection."""
-    left, right = torch.full_like(share, begin), torch.full_like(share, end)
-    target = torch.lerp(mass(left), mass(right), share)
-    for _ in range(BISECTIONS):
-        middle = (left + right) / 2
-        below = mass(middle) < target
-        left, right = torch.where(below, middle, left), torch.where(below, right, middle)
-    return (left + right) / 2
+    return _between(process, steps, sigma_min, sigma_max, law)
 
 
 def trailing(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:

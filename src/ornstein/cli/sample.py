@@ -30,9 +30,9 @@ class SamplingOptions:
     """Sample i is a function of the seed and i alone, whatever the batch size."""
     batch_size: int = 256
     """Samples drawn at once: memory against speed."""
-    sampler: Annotated[
-        str | None, arg(metavar="CALL", **hint("default: Multistep(3), from 12 calls on Multistep(4)"))
-    ] = None
+    sampler: Annotated[str | None, arg(metavar="CALL", **hint("default: Multistep(3), corrected from 12 calls on"))] = (
+        None
+    )
     """Recipe of a step: Heun, "Heun(churn=0.1)", Euler, RK4, Ancestral, "Ancestral(eta=0)", "Singlestep(2)", StochasticHeun,
     "PredictorCorrector(Ancestral(), Langevin())", or Multistep, of which "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M)
     and "Multistep(3, 'x0', corrector=True)" UniPC."""

@@ -130,7 +130,7 @@ def sample(
 
     Args:
         denoiser: what to sample from, in model units; a loaded `Model` gives samples in raw units.
-        sampler: the recipe of a step; by default that of `usual`: `Multistep`, of order 3 or 4 by the number of calls.
+        sampler: the recipe of a step; by default that of `usual`: `Multistep(3)`, from 12 calls on with its corrector.
         n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
         start: the states at grid[0] (n, *d), at t = 1 where no grid is given, in place of a draw of the prior.
         steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls

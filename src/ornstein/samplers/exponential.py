@@ -48,21 +48,14 @@ def transfer(begin: Level, end: Level, prediction: str, noise: float = 0.0) -> T
     return Transfer(a, c, sigma_s * math.sqrt(-math.expm1(-2 * extra * h)) if extra else 0.0, h, z)
 
 
-def average(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """sum_j w_j D_j, as a new tensor."""
-    total = weights[0] * values[0]
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        total.add_(value, alpha=weight)
-    return total
-
-
 def carried(
-    process: Gaussian, x: Tensor, step: Transfer, weights: Sequence[float], values: Sequence[Tensor], prediction: str
+    process: Gaussian, x: Tensor, step: Transfer, factors: Sequence[float], values: Sequence[Tensor], prediction: str
 ) -> Tensor:
-    """a x_t + c sum_j w_j D_j. The mean of a base is no part of what is scaled: a (x_t - mu) + c (<x_0> - mu) + mu."""
+    """a x_t + sum_j f_j D_j, where the factors sum to c. The mean of a base is no part of what is scaled:
+    a (x_t - mu) + sum_j f_j (D_j - mu) + mu for x_0."""
     moved = step.a * x
-    for weight, value in zip(weights, values, strict=True):
-        moved.add_(value, alpha=step.c * weight)
+    for factor, value in zip(factors, values, strict=True):
+        moved.add_(value, alpha=factor)
     if process.base is not None:
         moved += (1 - step.a - (step.c if prediction == "x0" else 0.0)) * process.base.mean.to(x)
     return moved

@@ -21,7 +21,7 @@ from torch import Tensor
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, nearest
 from ornstein.noise import Noise
-from ornstein.samplers.exponential import Transfer, average, carried, transfer, weights
+from ornstein.samplers.exponential import Transfer, carried, transfer, weights
 from ornstein.samplers.stochastic import base_noise
 from ornstein.schedules.base import Level
 
@@ -31,12 +31,11 @@ DATA = Level(1.0, 0.0, math.inf)
 
 
 class Memory(NamedTuple):
-    """The last readings, newest first, and where they stand; for a corrector also where the last step began, and its average."""
+    """The last readings, newest first, and where they stand; for a corrector also where the last step began."""
 
     places: tuple[float, ...]
     values: tuple[Tensor, ...]
     begin: tuple[float, Level] | None = None
-    average: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,18 +113,15 @@ class Multistep:
             return process.posterior(estimate, t, s, eta=0.0).mean, None
         places: tuple[float, ...] = (_place(self, t, begin),)
         values: tuple[Tensor, ...] = (estimate.reading(self.prediction),)
+        before = None
         if memory is not None and memory.places[:1] != places:
-            places, values = places + memory.places, values + memory.values
-            if memory.begin is not None and memory.average is not None:
-                step, weights = _recipe(self, memory.begin, (t, begin), places)
-                x = x + step.c * (average(weights, values) - memory.average)
-        places, values = places[: self.readings], values[: self.readings]
-        step, weights = _recipe(self, (t, begin), (s, end), places)
-        moved = carried(process, x, step, weights, values, self.prediction)
+            places, values, before = places + memory.places, values + memory.values, memory.begin
+        step, factors = _recipe(self, before, (t, begin), (s, end), places)
+        moved = carried(process, x, step, factors, values, self.prediction)
         if step.std:
             moved.add_(base_noise(process, x, rng), alpha=step.std)
         if self.corrector:
-            return moved, Memory(places, values, (t, begin), average(weights, values))
+            return moved, Memory(places[: self.readings], values[: self.readings], (t, begin))
         return moved, Memory(places[: self.readings - 1], values[: self.readings - 1])
 
     def land(self, denoiser: DenoiserLike, x: Tensor, t: float, memory: Memory | None, rng: Noise) -> Tensor:
@@ -146,8 +142,30 @@ def _place(recipe: Multistep, t: float, level: Level) -> float:
 
 @lru_cache(maxsize=4096)
 def _recipe(
-    recipe: Multistep, begin: tuple[float, Level], end: tuple[float, Level], places: tuple[float, ...]
+    recipe: Multistep,
+    before: tuple[float, Level] | None,
+    begin: tuple[float, Level],
+    end: tuple[float, Level],
+    places: tuple[float, ...],
 ) -> tuple[Transfer, tuple[float, ...]]:
+    """The step between two levels, and the factors of the readings at `places` in it.
+
+    With a corrector, `before` is where the last step began: that step is made again with the newest reading among its own,
+    and the difference, a sum of readings too, is carried on by this one.
+    """
+    step, found = _averaged(recipe, begin, end, places[: recipe.readings])
+    factors = [step.c * weight for weight in found] + [0.0] * (len(places) - len(found))
+    if before is not None:
+        last, predicted = _averaged(recipe, before, begin, places[1:])
+        corrected = _averaged(recipe, before, begin, places)[1]
+        for j, (new, old) in enumerate(zip(corrected, (0.0, *predicted), strict=True)):
+            factors[j] += step.a * last.c * (new - old)
+    return step, tuple(factors)
+
+
+def _averaged(
+    recipe: Multistep, begin: tuple[float, Level], end: tuple[float, Level], places: tuple[float, ...]
+) -> tuple[Transfer, list[float]]:
     """The step between two levels, and the weights of the readings at `places` in their average."""
     step = transfer(begin[1], end[1], recipe.prediction, recipe.noise)
     if math.isinf(step.h):
@@ -158,7 +176,7 @@ def _recipe(
         nodes = [(other - place) / span for other in places]
         z = step.z if recipe.exact and recipe.variable == "log_snr" else 0.0
     found = weights(nodes, z)
-    return step, tuple(found) + (0.0,) * (len(places) - len(found))
+    return step, found + [0.0] * (len(places) - len(found))
 
 
 def _beyond(recipe: Multistep, places: tuple[float, ...], h: float) -> list[float]:

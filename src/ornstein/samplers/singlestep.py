@@ -52,8 +52,9 @@ class Singlestep:
             r = float(process.schedule.time_at(begin.log_snr + u * (end.log_snr - begin.log_snr)))
             part = transfer(begin, process.level(r), self.prediction)
             nodes = [0.0, reached / u] if reached else [0.0]
-            inner = carried(process, x, part, weights(nodes, part.z), values, self.prediction)
+            factors = [part.c * weight for weight in weights(nodes, part.z)]
+            inner = carried(process, x, part, factors, values, self.prediction)
             values, reached = [values[0], denoiser(inner, r).reading(self.prediction)], u
         whole = transfer(begin, end, self.prediction)
-        ends = weights([0.0, reached], 0.0 if self.order == 2 else whole.z)
-        return carried(process, x, whole, ends, values, self.prediction), None
+        factors = [whole.c * weight for weight in weights([0.0, reached], 0.0 if self.order == 2 else whole.z)]
+        return carried(process, x, whole, factors, values, self.prediction), None

@@ -1,7 +1,7 @@
 """What `sample` does where no sampler is named: a rule in the number of calls.
 
-`Multistep(3)`, and from 12 calls on `Multistep(4)`, on `grids.focused`: chosen by the error at the end of the path on exact
-targets (benchmarks/solvers.py).
+`Multistep(3)`, from 12 calls on with its corrector, on `grids.focused`: chosen by the error at the end of the path on exact
+targets (benchmarks/solvers.py). With fewer calls the corrector's longer memory does harm.
 """
 
 from ornstein.samplers.multistep import Multistep
@@ -11,4 +11,4 @@ MANY = 12
 
 def usual(calls: int) -> Multistep:
     """The sampler for this many calls, one a step; its grid is `grids.focused`."""
-    return Multistep(3 if calls < MANY else 4)
+    return Multistep(3, corrector=calls >= MANY)
