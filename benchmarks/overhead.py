@@ -3,10 +3,11 @@
 python benchmarks/overhead.py [--steps 20] [--rounds 40] [--threads 1 2]
 
 The denoiser returns a tensor made beforehand, so what is timed is the step alone: the loop of each library over the same
-levels, its grid made before. "by hand" is the formula as one writes it, three elementwise operations with coefficients made beforehand. "through Denoiser" adds the library's own wrapper of a network (which then returns that tensor); the others are
-asked without theirs. "three passes" is the arithmetic of 2M alone, a x + b x_0 + c x_0 last in three passes over the state: no
-library that makes them one by one is faster. Rounds of the methods alternate; printed are median and least, in microseconds a step: the least is
-what a busy machine disturbs little.
+levels, its grid made before. "by hand" is the formula as one writes it, three elementwise operations with coefficients made
+beforehand. "three passes" is its arithmetic alone, a product and two sums in place: no library that makes them one by one is
+faster. "through Denoiser" adds the library's own wrapper of a network (which then returns that tensor); the others are asked
+without theirs. Rounds of the methods alternate; printed are median and least, in microseconds a step: the least is what a busy
+machine disturbs little.
 
 Live tensors are counted by PyTorch's allocator: bytes allocated less bytes freed since the loop began, its start included,
 at their peak, divided by the bytes of a state. There the denoiser returns a fresh tensor at every call, as a network does.
