@@ -14,8 +14,8 @@ _HOMES = {
     "Importance LikelihoodWeighting LogNormalSigma MinSNR Objective Simple SlicedScoreMatching Stratified UniformLogSNR "
     "UniformSteps UniformTime VLB Weighting",
     "likelihood": "Bound Dequantise Likelihood decode elbo encode log_likelihood",
-    "samplers": "RK4 Ancestral AnnealedLangevin Euler EulerMaruyama Heun Langevin Midpoint Multistep PredictorCorrector Samples "
-    "Singlestep StochasticHeun UnderdampedLangevin sample sample_steps",
+    "samplers": "RK4 RK45 Ancestral AnnealedLangevin Euler EulerMaruyama Heun Langevin Midpoint Multistep PredictorCorrector "
+    "Samples Singlestep StochasticHeun UnderdampedLangevin sample sample_steps",
     "networks": "DiT MLP UNet",
     "noise": "Noise",
     "data": "Dataset Scaling TableScaling load_dataset",

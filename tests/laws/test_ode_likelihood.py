@@ -13,11 +13,11 @@ from scipy.stats import t as student
 
 import ornstein as orn
 from ornstein import exact
+from ornstein.curve import Curve
 from ornstein.data import Scaling
 from ornstein.denoisers import Denoiser
 from ornstein.errors import ConfigurationError, DataError, NumericalError
 from ornstein.integrate import DORMAND_PRINCE, FixedSteps, RungeKutta
-from ornstein.likelihood.curve import Curve
 from ornstein.likelihood.encoding import decode, encode
 from ornstein.likelihood.ode import Dequantise, log_likelihood
 from ornstein.likelihood.trace import Exact, Hutchinson, divergence

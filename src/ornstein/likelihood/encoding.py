@@ -1,6 +1,6 @@
 """`encode` and `decode`: data to latents and back by the probability-flow ODE, which joins every x_0 to one x_1.
 
-    z_1 = z_0 + int dz/dtheta dtheta     along the curve of `ornstein.likelihood.curve`, in either direction
+    z_1 = z_0 + int dz/dtheta dtheta     along the curve of `ornstein.curve`, in either direction
 
 The way back undoes the way there up to the error of the integration, so `round_trip` is a measure of that error. Where the
 schedule's first level is above 0, the data end is at that level: nothing is denoised there, which could not be undone.
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein.curve import Curve
 from ornstein.denoisers import DenoiserLike
 from ornstein.integrate import Solution, Solver, State, integrate
-from ornstein.likelihood.curve import Curve, usual_solver
-from ornstein.likelihood.examples import Examples
+from ornstein.likelihood.examples import Examples, usual_solver
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def encode(
     latents, calls, errors = [], [], []
     for batch in examples.batches(batch_size):
         found = _carried(curve, curve.at_data(batch.x0), curve.first, curve.last, solver, batch.cond)
-        latents.append(curve.to_noise(found.state[0]))
+        latents.append(curve.to(found.state[0], 1.0))
         calls.append(found.calls)
         if round_trip:
             back = _carried(curve, found.state[0], curve.last, curve.first, solver, batch.cond).state[0]
@@ -89,7 +89,7 @@ def decode(
     solver = solver or usual_solver(examples)
     decoded, calls = [], []
     for batch in examples.batches(batch_size):
-        found = _carried(curve, curve.at_noise(batch.x0), curve.last, curve.first, solver, batch.cond)
+        found = _carried(curve, curve.at(batch.x0, 1.0), curve.last, curve.first, solver, batch.cond)
         decoded.append(curve.to_data(found.state[0]))
         calls.append(found.calls)
     x = torch.cat(decoded)

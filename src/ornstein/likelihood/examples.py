@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, DataError
+from ornstein.integrate import RungeKutta, Solver
 from ornstein.samplers.base import device_of
 
 BATCH_SIZE = 256
@@ -101,3 +102,9 @@ def _check_levels(x: Tensor, levels: int) -> None:
             f"got {'' if whole else 'fractional '}values from {low:g} to {high:g}, expected the whole numbers 0 to "
             f"{levels - 1} of the model's data of {levels} levels"
         )
+
+
+def usual_solver(examples: Examples) -> Solver:
+    """Tolerances of 1e-5 in float64; 1e-4 in float32, where tighter ones resolve the rounding of a network, at many calls."""
+    tolerance = 1e-5 if examples.scaling is None and examples.x.dtype == torch.float64 else 1e-4
+    return RungeKutta(tolerance, tolerance)

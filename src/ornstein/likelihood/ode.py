@@ -1,4 +1,4 @@
-"""`log_likelihood`: log p(x) by the probability-flow ODE, carried along the curve of `ornstein.likelihood.curve`.
+"""`log_likelihood`: log p(x) by the probability-flow ODE, carried along the curve of `ornstein.curve`.
 
     log p(x) = log p_1(x_1) + D log(N_1 cos(theta_0) / sigma_d) + int div(dz/dtheta) dtheta
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ornstein.curve import Curve
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.integrate import Solver, State, integrate
-from ornstein.likelihood.curve import Curve, usual_solver
-from ornstein.likelihood.examples import Batch, Examples
+from ornstein.likelihood.examples import Batch, Examples, usual_solver
 from ornstein.likelihood.records import Likelihood, concatenated
 from ornstein.likelihood.trace import Exact, Hutchinson, Trace, divergence
 from ornstein.noise import Noise
@@ -159,9 +159,9 @@ def _log_density(
     found = integrate(field, (curve.at_data(x), start), curve.first, curve.last, recipe.solver, first=curve.first_step)
     z, change = found.state
     if recipe.terminal is None:
-        last = curve.process.log_prior(curve.to_noise(z.cpu().double()))
+        last = curve.process.log_prior(curve.to(z.cpu().double(), 1.0))
     else:
-        last = recipe.terminal(curve.to_noise(z)).detach().cpu().double()
+        last = recipe.terminal(curve.to(z, 1.0)).detach().cpu().double()
         if last.shape != (len(x),):
             raise ConfigurationError(
                 f"got a terminal that returns {tuple(last.shape)} for {len(x)} examples, expected a log-density for each, "

@@ -1,16 +1,19 @@
 """Samplers: recipes of one step, and the loop that repeats them."""
 
+from ornstein.samplers.adaptive import RK45
 from ornstein.samplers.ancestral import Ancestral
-from ornstein.samplers.base import Sampler, Samples, State, recipe, sample, sample_steps, steps_within
+from ornstein.samplers.base import Sampler, Samples, State, sample, sample_steps
 from ornstein.samplers.composed import PredictorCorrector
 from ornstein.samplers.langevin import AnnealedLangevin, Langevin, UnderdampedLangevin
 from ornstein.samplers.multistep import Multistep
+from ornstein.samplers.recipes import recipe, steps_within, usual
 from ornstein.samplers.runge_kutta import RK4, Euler, Heun, Midpoint
 from ornstein.samplers.singlestep import Singlestep
 from ornstein.samplers.stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = [
     "RK4",
+    "RK45",
     "Ancestral",
     "AnnealedLangevin",
     "Euler",
@@ -30,4 +33,5 @@ __all__ = [
     "sample",
     "sample_steps",
     "steps_within",
+    "usual",
 ]

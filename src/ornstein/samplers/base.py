@@ -15,16 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ornstein import grids
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Estimate, Gaussian
-from ornstein.samplers.usual import usual
+from ornstein.samplers.recipes import recipe
 from ornstein.schedules.base import Time
-
-CALLS = 25
-"""Where neither steps nor calls nor a grid is given."""
 
 
 class Sampler(Protocol):
@@ -39,8 +35,8 @@ class Sampler(Protocol):
         """Whether a step draws noise."""
 
     @property
-    def stages(self) -> int:
-        """Calls of the denoiser in a full step."""
+    def stages(self) -> float:
+        """Calls of the denoiser in a full step; infinity where its tolerances decide."""
 
     def step(
         self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: Any, rng: Noise
@@ -48,7 +44,7 @@ class Sampler(Protocol):
 
 
 class Counted:
-    """A denoiser that counts its calls, holding the condition of the whole run."""
+    """A denoiser that counts its calls, holding the condition of the whole run; a call on some of its rows brings theirs."""
 
     def __init__(self, denoiser: DenoiserLike, cond: Tensor | None) -> None:
         self.denoiser, self.cond, self.calls = denoiser, cond, 0
@@ -56,7 +52,7 @@ class Counted:
 
     def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
         self.calls += 1
-        return self.denoiser(x_t, t, self.cond, keep)
+        return self.denoiser(x_t, t, self.cond if cond is None else cond, keep)
 
     def log_density(self, x_t: Tensor, t: Time) -> Tensor:
         """log p_t(x_t) of a denoiser that knows it, counted as a call."""
@@ -130,7 +126,7 @@ def sample(
 
     Args:
         denoiser: what to sample from, in model units; a loaded `Model` gives samples in raw units.
-        sampler: the recipe of a step; by default that of `usual`: `Multistep(3)`, from 12 calls on with its corrector.
+        sampler: the recipe of a step; by default that of `recipes.usual`: `Multistep(3)`, from 12 calls on with its corrector.
         n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
         start: the states at grid[0] (n, *d), at t = 1 where no grid is given, in place of a draw of the prior.
         steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls
@@ -186,11 +182,17 @@ def _follow(
 ) -> tuple[list[tuple[float, Tensor]], Tensor, int]:
     """Run the loop to its end; the states or values kept on the way, the last state, the calls."""
     kept: list[tuple[float, Tensor]] = []
-    for state in states:
-        if callable(trajectory):
-            kept.append((state.t, trajectory(state.t, state.x)))
-        elif trajectory and state.count % trajectory == 0:
-            kept.append((state.t, state.x))
+    state = None
+    try:
+        for state in states:
+            if callable(trajectory):
+                kept.append((state.t, trajectory(state.t, state.x)))
+            elif trajectory and state.count % trajectory == 0:
+                kept.append((state.t, state.x))
+    except NumericalError as error:
+        error.last = state if error.last is None else error.last
+        raise
+    assert state is not None  # the loop yields its start
     if trajectory and not callable(trajectory) and state.count % trajectory:
         kept.append((state.t, state.x))
     return kept, state.x, state.calls
@@ -210,48 +212,6 @@ def _name_the_step(states: Iterator[State]) -> None:
                 last=before,
             )
         before = state
-
-
-def recipe(
-    process: Gaussian,
-    sampler: Sampler | None = None,
-    steps: int | None = None,
-    calls: int | None = None,
-    grid: Tensor | None = None,
-) -> tuple[Sampler, Tensor]:
-    """The sampler and the grid that these options of `sample` come to. Raises `ConfigurationError` where they do not fit."""
-    if sum(v is not None for v in (steps, calls, grid)) > 1:
-        raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
-    if grid is not None:
-        sampler = usual(len(grid)) if sampler is None else sampler
-        return sampler, _checked(grid, sampler)
-    law, calls = grids.focused if sampler is None else grids.karras, CALLS if calls is None else calls
-    sampler = usual(calls if steps is None else steps) if sampler is None else sampler
-    return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
-
-
-def _checked(grid: Tensor, sampler: Sampler) -> Tensor:
-    grid = torch.as_tensor(grid, dtype=torch.float64)
-    if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
-        raise ConfigurationError("got a grid that is not one axis of times in [0, 1]")
-    rises = grid[1:] - grid[:-1]
-    if not ((rises < 0).all() or (rises > 0).all()):
-        raise ConfigurationError(
-            "got a grid that is not strictly monotone, expected falling (or rising, to encode) times"
-        )
-    if sampler.stochastic and (rises > 0).any():
-        raise ConfigurationError(
-            f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
-            "Heun(), Multistep() or Ancestral(eta=0.0)"
-        )
-    return grid
-
-
-def steps_within(calls: int, sampler: Sampler) -> int:
-    """The most steps that make at most `calls` calls: the last step lands on the data by one call, others take `stages`."""
-    if calls < 1:
-        raise ConfigurationError(f"got calls={calls}, expected at least 1")
-    return (calls - 1) // sampler.stages + 1
 
 
 def _landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:

@@ -49,7 +49,7 @@ class PredictorCorrector:
         return self.predictor.order if self.predictor.order <= self.predictor.stages else 1
 
     @property
-    def stages(self) -> int:
+    def stages(self) -> float:
         """Calls of the denoiser in a full step."""
         return self.predictor.stages + self.corrector.stages
 

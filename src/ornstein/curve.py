@@ -26,8 +26,6 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
-from ornstein.integrate import RungeKutta, Solver
-from ornstein.likelihood.examples import Examples
 from ornstein.processes.gaussian import Estimate, Gaussian
 
 NEAREST = 1e-4
@@ -61,8 +59,7 @@ class Curve:
 
     def slope(self, theta: Tensor, z: Tensor, cond: Tensor | None) -> Tensor:
         """dz/dtheta (b, *d) at theta (b,), by one call of the denoiser."""
-        s = self.sigma_data * torch.tan(theta.clamp(self.first, self.last))
-        t = self.process.schedule.time_at(-2 * torch.log(s))
+        t = self._time(theta.clamp(self.first, self.last))
         alpha, sigma, _ = self.process.level(t, z)
         estimate = self.denoiser(self._mu(z) + ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5 * z, t, cond)
         if z.requires_grad and not estimate.value.requires_grad:
@@ -72,6 +69,22 @@ class Curve:
             )
         return -_edm(estimate, self.sigma_data)
 
+    def angle(self, t: float) -> float:
+        """theta at time t, the first angle where it would be below that."""
+        return max(math.atan(_ratio(self.process, t) / self.sigma_data), self.first)
+
+    def time(self, theta: float) -> float:
+        """t at the angle theta."""
+        return float(self._time(torch.tensor(theta, dtype=torch.float64)))
+
+    def at(self, x: Tensor, t: float) -> Tensor:
+        """z of x_t (b, *d)."""
+        return (x - self._mu(x)) / self._norm(t)
+
+    def to(self, z: Tensor, t: float) -> Tensor:
+        """x_t of z."""
+        return self._mu(z) + z * self._norm(t)
+
     def at_data(self, x: Tensor) -> Tensor:
         """z of x (b, *d) at the data end."""
         return (x - self._mu(x)) * (math.cos(self.first) / self.sigma_data)
@@ -79,14 +92,6 @@ class Curve:
     def to_data(self, z: Tensor) -> Tensor:
         """x of z at the data end."""
         return self._mu(z) + z * (self.sigma_data / math.cos(self.first))
-
-    def at_noise(self, x: Tensor) -> Tensor:
-        """z of x_1 (b, *d)."""
-        return (x - self._mu(x)) / self._norm
-
-    def to_noise(self, z: Tensor) -> Tensor:
-        """x_1 of z at the noise end."""
-        return self._mu(z) + z * self._norm
 
     @property
     def first_step(self) -> float:
@@ -96,11 +101,13 @@ class Curve:
     @property
     def log_stretch(self) -> float:
         """log |dx_1 / dx| of the change of units alone, for one component: log(N_1 cos(theta_0) / sigma_d)."""
-        return math.log(self._norm * math.cos(self.first) / self.sigma_data)
+        return math.log(self._norm(1.0) * math.cos(self.first) / self.sigma_data)
 
-    @property
-    def _norm(self) -> float:
-        alpha, sigma, _ = self.process.level(1.0)
+    def _time(self, theta: Tensor) -> Tensor:
+        return self.process.schedule.time_at(-2 * torch.log(self.sigma_data * torch.tan(theta)))
+
+    def _norm(self, t: float) -> float:
+        alpha, sigma, _ = self.process.level(t)
         return math.hypot(alpha * self.sigma_data, sigma)
 
     def _mu(self, x: Tensor) -> Tensor | float:
@@ -128,9 +135,3 @@ def _sigma_data(denoiser: object) -> float:
             return float(found)
         denoiser = getattr(denoiser, "denoiser", None)
     return 1.0
-
-
-def usual_solver(examples: Examples) -> Solver:
-    """Tolerances of 1e-5 in float64; 1e-4 in float32, where tighter ones resolve the rounding of a network, at many calls."""
-    tolerance = 1e-5 if examples.scaling is None and examples.x.dtype == torch.float64 else 1e-4
-    return RungeKutta(tolerance, tolerance)

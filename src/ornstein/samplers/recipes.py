@@ -1,0 +1,79 @@
+"""The sampler and the grid that the options of `sample` come to.
+
+Where no sampler is named it is a rule in the number of calls: `Multistep(3)`, from 12 calls on with its corrector, on
+`grids.focused`, chosen by the error at the end of the path on exact targets (benchmarks/solvers.py). With fewer calls the
+corrector's longer memory does harm. A sampler that is named has Karras' grid.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ornstein import grids
+from ornstein.errors import ConfigurationError
+from ornstein.processes.gaussian import Gaussian
+from ornstein.samplers.multistep import Multistep
+
+if TYPE_CHECKING:
+    from ornstein.samplers.base import Sampler
+
+MANY = 12
+CALLS = 25
+"""Where neither steps nor calls nor a grid is given."""
+
+
+def usual(calls: int) -> Multistep:
+    """The sampler for this many calls, one a step; its grid is `grids.focused`."""
+    return Multistep(3, corrector=calls >= MANY)
+
+
+def recipe(
+    process: Gaussian,
+    sampler: "Sampler | None" = None,
+    steps: int | None = None,
+    calls: int | None = None,
+    grid: Tensor | None = None,
+) -> "tuple[Sampler, Tensor]":
+    """The sampler and the grid that these options of `sample` come to. Raises `ConfigurationError` where they do not fit."""
+    if sum(v is not None for v in (steps, calls, grid)) > 1:
+        raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
+    if grid is not None:
+        sampler = usual(len(grid)) if sampler is None else sampler
+        return sampler, _checked(grid, sampler)
+    law = grids.focused if sampler is None else grids.karras
+    if sampler is not None and math.isinf(sampler.stages) and calls is None and steps is None:
+        return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
+    calls = CALLS if calls is None else calls
+    sampler = usual(calls if steps is None else steps) if sampler is None else sampler
+    return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
+
+
+def _checked(grid: Tensor, sampler: "Sampler") -> Tensor:
+    grid = torch.as_tensor(grid, dtype=torch.float64)
+    if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
+        raise ConfigurationError("got a grid that is not one axis of times in [0, 1]")
+    rises = grid[1:] - grid[:-1]
+    if not ((rises < 0).all() or (rises > 0).all()):
+        raise ConfigurationError(
+            "got a grid that is not strictly monotone, expected falling (or rising, to encode) times"
+        )
+    if sampler.stochastic and (rises > 0).any():
+        raise ConfigurationError(
+            f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
+            "Heun(), Multistep() or Ancestral(eta=0.0)"
+        )
+    return grid
+
+
+def steps_within(calls: int, sampler: "Sampler") -> int:
+    """The most steps that make at most `calls` calls: the last step lands on the data by one call, others take `stages`."""
+    if calls < 1:
+        raise ConfigurationError(f"got calls={calls}, expected at least 1")
+    if math.isinf(sampler.stages):
+        raise ConfigurationError(
+            f"got calls={calls} for {sampler}, which makes as many as its tolerances ask for; expected neither calls nor steps, "
+            "or a sampler of a fixed number of calls a step, such as Heun() or Multistep()"
+        )
+    return (calls - 1) // int(sampler.stages) + 1
