@@ -147,7 +147,7 @@ def sample(
     sampler, grid = recipe(denoiser.process, sampler, steps, calls, grid)
     if at_noise:
         grid[0] = 1.0
-    shape, n = _shape(denoiser, n, shape, start, cond)
+    shape, n = shape_of(denoiser, n, shape, start, cond)
     size = 256 if batch_size is None else batch_size
     if size < 1:
         raise ConfigurationError(f"got batch_size={batch_size}, expected at least 1")
@@ -228,9 +228,14 @@ def _landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:
     return times, falling and at_end and float(process.level(times[-1]).sigma) > 0
 
 
-def _shape(
-    denoiser: DenoiserLike, n: int | None, shape: tuple[int, ...] | None, start: Tensor | None, cond: Tensor | None
+def shape_of(
+    denoiser: DenoiserLike,
+    n: int | None,
+    shape: tuple[int, ...] | None,
+    start: Tensor | None = None,
+    cond: Tensor | None = None,
 ) -> tuple[tuple[int, ...], int]:
+    """The shape of one sample and their number. Raises `ConfigurationError` where they are not known, or do not agree."""
     if start is not None:
         shape, n = tuple(start.shape[1:]), len(start) if n is None else n
     shape = getattr(denoiser, "shape", None) if shape is None else tuple(shape)

@@ -1,4 +1,4 @@
-"""Grids: the times a sampler visits, as a plain descending float64 tensor.
+"""Laws of time alone.
 
 A grid of `steps` steps ends at t = 0 where sigma(0) = 0: steps + 1 times, the last step landing on the data. Where
 sigma(0) > 0 (VE, EDM, tables) it has `steps` times and ends at the schedule's first time; the last step is then
