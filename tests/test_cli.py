@@ -351,7 +351,7 @@ def test_evaluate_draws_classes_as_the_held_out_data_has_them(cli, runs, monkeyp
 
     seen = []
 
-    def draw(model, options, n, labels):
+    def draw(model, chosen, options, n, labels):
         seen.append(labels.tolist())
         raise NumericalError("enough")
 

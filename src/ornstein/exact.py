@@ -5,12 +5,14 @@ compute in float64 and return the type of x_t. Densities are in nats, of x_t in 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.processes.normal import Number
 from ornstein.schedules.base import Time, as_time
 
 LOG_2PI = math.log(2 * math.pi)
@@ -100,34 +102,48 @@ class Mixture:
         zeros = torch.zeros(self.means.shape[1], dtype=torch.float64)
         self._mu = zeros if base is None else base.mean.double().flatten()
         self._base = zeros + 1 if base is None else base.matrix().diagonal()
+        self._round = base is None and self.variances.shape[1] == 1
 
     def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
         """The exact estimate at x_t (b, *d) and time t."""
-        flat = x_t.double().flatten(1)
-        if isinstance(t, float):
-            x0 = self._posterior_mean(flat, t)
-        else:
-            x0 = torch.cat([self._posterior_mean(row[None], float(s)) for row, s in zip(flat, as_time(t), strict=True)])
+        x0 = self._at_times(self._posterior_mean, x_t, t)
         return self.process.estimate(x_t, t, x0=x0.to(x_t.dtype).view_as(x_t))
 
     def log_density(self, x_t: Tensor, t: Time) -> Tensor:
         """log p_t(x_t) in nats, (b,)."""
-        flat = x_t.double().flatten(1)
-        if isinstance(t, float):
-            return torch.logsumexp(self._log_joint(flat, t), dim=1)
-        return torch.cat([self.log_density(row[None], float(s)) for row, s in zip(flat, as_time(t), strict=True)])
+        return self._at_times(lambda x, t: torch.logsumexp(self._log_joint(x, t), dim=1), x_t, t)
 
-    def _log_joint(self, x: Tensor, t: float) -> Tensor:
+    def _at_times(self, of: Callable[[Tensor, Time], Tensor], x_t: Tensor, t: Time) -> Tensor:
+        """of(x, t) in float64. Where components or the base are not round, rows of times of their own are taken one by one."""
+        x = x_t.double().flatten(1)
+        if isinstance(t, float) or self._round:
+            return of(x, t)
+        return torch.cat([of(row[None], float(s)) for row, s in zip(x, as_time(t), strict=True)])
+
+    def _level(self, t: Time) -> tuple[Number, Number]:
+        """alpha and sigma beside rows, floats or (b, 1)."""
+        alpha, sigma, _ = self.process.level(t)
+        return (alpha, sigma) if isinstance(t, float) else (as_time(alpha)[:, None], as_time(sigma)[:, None])
+
+    def _log_joint(self, x: Tensor, t: Time) -> Tensor:
         """log w_k N(x; mu + alpha (m_k - mu), alpha^2 v_k + sigma^2 Sigma), (b, K), by matrix products."""
-        alpha, sigma, _ = self.process.level(t)
+        alpha, sigma = self._level(t)
+        means, x, size = self.means - self._mu, x - self._mu, x.shape[1]
+        if self._round:
+            variance = alpha**2 * self.variances.T + sigma**2  # (b or 1, K or 1)
+            distance = (x**2).sum(1, keepdim=True) - 2 * alpha * (x @ means.T) + alpha**2 * (means**2).sum(1)
+            return self._log_weights - 0.5 * (distance / variance + size * (variance.log() + LOG_2PI))
         variance = alpha**2 * self.variances + sigma**2 * self._base
-        centre, x = alpha * (self.means - self._mu), x - self._mu
+        centre = alpha * means
         distance = (x**2) @ (1 / variance).T - 2 * x @ (centre / variance).T + (centre**2 / variance).sum(1)
-        return self._log_weights - 0.5 * (distance + variance.log().sum(1) + x.shape[1] * LOG_2PI)
+        return self._log_weights - 0.5 * (distance + variance.log().sum(1) + size * LOG_2PI)
 
-    def _posterior_mean(self, x: Tensor, t: float) -> Tensor:
-        alpha, sigma, _ = self.process.level(t)
+    def _posterior_mean(self, x: Tensor, t: Time) -> Tensor:
+        alpha, sigma = self._level(t)
         share = torch.softmax(self._log_joint(x, t), dim=1)
+        if self._round:
+            gain = alpha * self.variances.T / (alpha**2 * self.variances.T + sigma**2)
+            return (share * (1 - gain * alpha)) @ self.means + (share * gain).sum(1, keepdim=True) * x
         gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2 * self._base)
         fixed = self.means - gain * alpha * (self.means - self._mu)
         return share @ fixed + (share @ gain.expand_as(self.means)) * (x - self._mu)

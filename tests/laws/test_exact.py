@@ -138,3 +138,15 @@ def test_images_and_float32():
     single = denoiser(x.float(), t).x0
     assert single.dtype == torch.float32
     assert torch.allclose(single, truth.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variances", [torch.tensor(0.3), torch.tensor([0.1, 0.4, 0.0, 0.2])])
+def test_round_components_are_those_of_full_variances(variances):
+    """They take their rows of times together, the others one by one, in other products: the same law."""
+    process, means = orn.Gaussian(orn.LinearVP()), numbers(4, 2, 3, seed=5)
+    round_ones = exact.Mixture(process, means, variances)
+    full = exact.Mixture(process, means, variances.reshape(-1, 1, 1).expand(4, 2, 3))
+    x, times = numbers(6, 2, 3, seed=6), torch.linspace(0.05, 0.9, 6).double()
+    for t in (0.3, times):
+        assert torch.allclose(round_ones(x, t).x0, full(x, t).x0, atol=1e-10)
+        assert torch.allclose(round_ones.log_density(x, t), full.log_density(x, t), atol=1e-10)

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train a model on your data, or on built-in data, into a run folder.",
     "sample": "Draw samples from a run: an .npz file, a picture grid or a folder of pictures.",
     "likelihood": "Say how probable held-out data are under a run, in nats and bits per dimension.",
+    "bench": "Measure how exact every sampler is at a number of calls, on exact targets or on a run.",
     "evaluate": "Measure samples of a run against held-out data.",
     "watch": "Show the curves of runs in the terminal, while they train or after.",
     "inspect": "Say what a run is: process, network, steps, losses, checkpoints.",

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from ornstein.cli.against import against, held_out_labels
 from ornstein.cli.common import Outcome, hint, parse, say
-from ornstein.cli.sample import SamplingOptions, draw, is_conditional
+from ornstein.cli.drawing import SamplingOptions, choose, draw, is_conditional
 from ornstein.cli.samples import read
 from ornstein.errors import ConfigurationError
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> Outcome:
     dataset, source, own = against(model, options.data)
     if not own:
         say("note: these are not the data of the run, so the distance to the nearest training example says little")
-    drawn, calls = _samples(options, model, dataset)
+    drawn, calls, sampler = _samples(options, model, dataset)
     test, train = _whole(dataset.test, "held-out"), _whole(dataset.train, "training")
     report = evaluate(drawn, test, train, scaling=model.scaling, features=features, seed=options.sampling.seed)
     result = {
@@ -73,20 +73,16 @@ def main(argv: list[str]) -> Outcome:
         "data": source,
         "same_data_as_trained_on": own,
         "samples_from": None if options.samples is None else str(options.samples),
-        "sampler": None if options.samples is not None else options.sampling.sampler,
+        "sampler": sampler,
         "calls": calls,
         **report.to_dict(),
     }
-    how = (
-        f"samples of {options.samples}"
-        if options.samples
-        else f"samples by {options.sampling.sampler or 'the usual sampler'}, {calls} calls each"
-    )
+    how = f"samples of {options.samples}" if options.samples else f"samples by {sampler}, {calls} calls each"
     return Outcome(result, f"{options.run}, step {model.step}, against {source}; {how}\n{report}", options.json)
 
 
-def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Tensor, int | None]":
-    """The samples in raw units and the network calls for each (None where they come from a file)."""
+def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Tensor, int | None, str | None]":
+    """The samples in raw units, the network calls for each and the sampler (None where they come from a file)."""
     import torch
 
     held = len(dataset.test)
@@ -95,7 +91,7 @@ def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Ten
         x = read(options.samples, model.scaling)
         if options.n is not None and options.n > len(x):
             raise ConfigurationError(f"got -n {options.n}, expected at most the {len(x)} samples of {options.samples}")
-        return x[: options.n], None
+        return x[: options.n], None, None
     n = min(LARGEST, held) if options.n is None else options.n
     if n < 1:
         raise ConfigurationError(f"got -n {n}, expected at least 1")
@@ -103,8 +99,9 @@ def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Ten
     if is_conditional(model):
         # Classes in the proportions of the held-out data, which may be sorted by class: rows spread evenly over them.
         labels = held_out_labels(model, dataset)[torch.arange(n) * held // n]
-    drawn = draw(model, options.sampling, n, labels)
-    return drawn.x, drawn.calls
+    chosen = choose(model, options.run, options.sampling)
+    drawn = draw(model, chosen, options.sampling, n, labels)
+    return drawn.x, drawn.calls, str(chosen.sampler)
 
 
 def _whole(part: "Tensor | Stream", called: str) -> "Tensor":

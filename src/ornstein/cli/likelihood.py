@@ -8,8 +8,8 @@ from tyro.conf import Positional, arg
 
 from ornstein.cli.against import against, held_out_labels
 from ornstein.cli.common import Outcome, hint, parse, say
+from ornstein.cli.drawing import is_conditional
 from ornstein.cli.quotes import figures_of, table, write_steps
-from ornstein.cli.sample import is_conditional
 from ornstein.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from ornstein.config import TABLES
 from ornstein.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ornstein.checkpoints import Model
@@ -49,18 +50,8 @@ def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> N
     """Write samples (n, *raw shape) as what the path asks for, whole or not at all."""
     kind = _kind(path)
     if kind == "arrays":
-        import numpy as np
-
-        from ornstein.files import atomic_write
-
-        arrays: dict[str, np.ndarray] = {"samples": x.numpy()}
-        if labels is not None:
-            arrays["labels"] = labels.numpy()
-        with (
-            atomic_write(path) as temporary,
-            open(temporary, "wb") as file,
-        ):  # by a name, numpy would add its own ending
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        labelled = {} if labels is None else {"labels": labels.numpy()}
+        write_arrays(path, {"samples": x.numpy(), **labelled})
     elif kind == "table":
         from ornstein.data import TableScaling
 
@@ -68,6 +59,16 @@ def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> N
         model.scaling.write(path, x, labels)
     else:
         _write_pictures(path, x, labels, model, kind == "grid")
+
+
+def write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
+    """Write an .npz file, whole or not at all."""
+    import numpy as np
+
+    from ornstein.files import atomic_write
+
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:  # by a name, numpy would add its own ending
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _write_pictures(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model", grid: bool) -> None:

@@ -15,8 +15,13 @@ from ornstein.data.dataset import Dataset, Part, assemble
 LEVELS = 17
 
 
+def images() -> tuple[torch.Tensor, np.ndarray]:
+    """All 1797 images (n, 8, 8), uint8, and their classes."""
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
+        return torch.from_numpy(file["images"]), file["labels"]
+
+
 def digits(seed: int = 0, holdout: float | None = None) -> Dataset:
     """The handwritten digits, 0 (white paper) to 16 (ink), with their ten classes; 20 % are held out unless told."""
-    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
-        part = Part(torch.from_numpy(file["images"]), file["labels"], "digits")
+    part = Part(*images(), "digits")
     return assemble("digits", part, seed=seed, holdout=holdout, default_holdout=0.2, levels=LEVELS)

@@ -34,6 +34,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in ("Linearised", "optimal"):
         raise AttributeError(f"module 'ornstein.grids' has no attribute '{name}'")
-    from ornstein.grids import measured  # it runs samplers, which take their grids from here
+    from ornstein.grids import measured  # which runs samplers, and those take their grids from here
 
     return getattr(measured, name)

@@ -1,7 +1,7 @@
 """Curves as pictures, by matplotlib (the extra `plots`), imported where one is asked for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ornstein.errors import ConfigurationError
@@ -45,6 +45,38 @@ def curve_picture(
     axes.set_ylabel(labels[1])
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return Path(path)
+
+
+def lines_picture(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str],
+    labels: tuple[str, str],
+    title: str,
+    ticks: Sequence[float],
+) -> Path:
+    """Write named lines (x, y) as a PNG, both axes logarithmic, x marked at `ticks`; names stand beside it, `labels` at the axes.
+
+    Whole or not at all; returns the path. Raises `ConfigurationError` without matplotlib.
+    """
+    require_matplotlib()
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+    axes, colours = figure.subplots(), colormaps["tab20"]
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        colour, marker = colours(i % colours.N), "osv^D"[i % 5]
+        axes.loglog(x, y, linewidth=1.2, marker=marker, markersize=4, color=colour, label=name)
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.xaxis.minorticks_off()
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return Path(path)

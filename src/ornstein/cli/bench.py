@@ -1,0 +1,311 @@
+"""`ornstein bench`: how exact every sampler is at a number of calls, on exact targets or on a trained run."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from ornstein.cli import recipes
+from ornstein.cli.common import Outcome, hint, parse, say
+from ornstein.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ornstein.accuracy import Contender, Score
+    from ornstein.checkpoints import Model
+    from ornstein.processes import Gaussian
+
+PROG = "ornstein bench"
+EXACT_CALLS, RUN_CALLS = (5, 8, 12, 20, 30, 50), (5, 6, 8, 10, 12, 15, 20, 25)
+EXACT_POINTS, RUN_POINTS = 64, 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the error of every sampler at a number of network calls.
+
+    Without RUN on exact targets, where the end of every path is known: a normal law, a mixture of eight in the plane, and the
+    ideal denoiser of the embedded digits smoothed by 0.1. With RUN on its network, against a fine solution of 200 calls: the
+    best sampler and grid for each number of calls are then kept in RUN/sampling.json, and `ornstein sample RUN` uses them.
+
+    For example:
+    - ornstein bench
+    - ornstein bench runs/digits-1 --error 0.01
+    - ornstein bench --targets mixture --sampler "Singlestep(3)" "Heun" --grid "karras(rho=5)"
+    """
+
+    run: Annotated[Positional[Path | None], arg(**hint("default: exact targets"))] = None
+    """The run folder."""
+    calls: Annotated[
+        tuple[int, ...] | None,
+        arg(**hint(f"default: {' '.join(map(str, EXACT_CALLS))}; of a run {' '.join(map(str, RUN_CALLS))}")),
+    ] = None
+    """Numbers of network calls, at most that many being made."""
+    error: Annotated[float | None, arg(**hint())] = None
+    """With RUN: the error wanted, in units of the model; `ornstein sample` then makes the least calls that reach it."""
+    targets: tuple[Literal["normal", "mixture", "digits"], ...] = ("normal", "mixture", "digits")
+    """Without RUN: which exact targets."""
+    schedule: str = "LinearVP()"
+    """Without RUN: the schedule of the exact targets."""
+    sampler: Annotated[tuple[str, ...], arg(metavar="CALL", **hint("default: all"))] = ()
+    """These samplers in place of all, named as for `ornstein sample`."""
+    grid: Annotated[str, arg(metavar="CALL")] = "karras"
+    """The grid of those of --sampler; optimal is the one made for the denoiser."""
+    n: Annotated[int | None, arg(aliases=["-n"], **hint(f"default: {EXACT_POINTS}; of a run {RUN_POINTS}"))] = None
+    """How many starting points."""
+    seed: int = 0
+    """Of the starting points."""
+    device: str = "auto"
+    """Where a run's network runs: auto, cpu, cuda, cuda:1, mps."""
+    ema: Annotated[float | None, arg(**hint("default: the one of least validation loss"))] = None
+    """Which of a run's averages of the weights, by its length."""
+    out: Annotated[Path | None, arg(metavar="NAME", **hint("default: RUN/bench-1 or ./bench-1, then -2, ..."))] = None
+    """What to write: NAME.csv, and NAME.png where matplotlib is installed."""
+    json: Annotated[bool, arg(**hint())] = False
+    """Print one JSON object on stdout, and nothing else."""
+
+
+def main(argv: list[str]) -> Outcome:
+    """Bench as a command line says. Raises `OrnsteinError`."""
+    options: Options = parse(Options, argv, PROG)
+    _check(options)
+    from ornstein.cli.train import free_name
+
+    name = options.out
+    if name is None:
+        folder = Path() if options.run is None else options.run
+        name = free_name(folder, "bench", ".csv").with_suffix("")
+    if options.run is None:
+        return _of_targets(options, name)
+    return _of_run(options, options.run, name)
+
+
+def _check(options: Options) -> None:
+    """Raise `ConfigurationError` on options that do not fit, before anything is computed."""
+    from ornstein import specs
+    from ornstein.samplers import Sampler
+    from ornstein.schedules import Schedule
+
+    if options.calls is not None and (not options.calls or min(options.calls) < 2):
+        raise ConfigurationError(f"got --calls {' '.join(map(str, options.calls))}, expected numbers of at least 2")
+    if options.n is not None and options.n < 1:
+        raise ConfigurationError(f"got -n {options.n}, expected at least 1")
+    if options.error is not None and options.run is None:
+        raise ConfigurationError("got --error without RUN, which it is for; expected `ornstein bench RUN --error ...`")
+    if options.error is not None and not options.error > 0:
+        raise ConfigurationError(f"got --error {options.error:g}, expected a positive number")
+    if options.run is not None and options.schedule != Options.schedule:
+        raise ConfigurationError("got --schedule with RUN, which has its own; expected one of them")
+    specs.construct(options.schedule, Schedule)
+    for text in options.sampler:
+        specs.construct(text, Sampler)
+    if options.grid != "optimal":
+        recipes.grid_law(options.grid)
+    if options.out is not None and options.out.with_suffix(".csv").exists():
+        raise ConfigurationError(f"{options.out.with_suffix('.csv')} exists already; give another name")
+
+
+def _of_targets(options: Options, name: Path) -> Outcome:
+    """Every sampler on exact targets."""
+    import torch
+
+    from ornstein import accuracy, grids, specs
+    from ornstein.processes import Gaussian
+    from ornstein.schedules import Schedule
+
+    process = Gaussian(specs.construct(options.schedule, Schedule))
+    calls, texts = options.calls or EXACT_CALLS, []
+    rows: list[tuple[str, Score]] = []
+    for target in options.targets:
+        denoiser = accuracy.target(target, process)
+        begin, start = accuracy.begun(
+            process, (options.n or EXACT_POINTS, *denoiser.shape), options.seed, torch.float64
+        )
+        say(f"{target}: the exact ends of {len(start)} paths")
+        truth = accuracy.solved(denoiser, begin, start)
+        measured = grids.Linearised(denoiser)
+        contenders = _own(options, process, measured) or accuracy.ode_contenders(process, measured)
+        scores = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth)
+        found = _followed(scores, len(contenders) * len(calls))
+        rows += [(target, score) for score in found]
+        what = f"the median over {len(start)} points of the distance to the exact end"
+        texts.append(_table(f"{target}, {process.schedule!r}: {what}", found, calls))
+        if target == "normal" and not options.sampler:
+            law = list(accuracy.law_scores(process, accuracy.sde_contenders(process), calls))
+            rows += [("normal, law", score) for score in law]
+            texts.append(
+                _table("normal, stochastic samplers: the error of the standard deviation, carried exactly", law, calls)
+            )
+    written = _write(name, rows, f"error against calls, {process.schedule!r}")
+    result = {
+        "schedule": repr(process.schedule),
+        "scores": [_record(where, score) for where, score in rows],
+        "written": written,
+    }
+    return Outcome(result, "\n\n".join([*texts, _written(written)]), options.json)
+
+
+def _of_run(options: Options, run: Path, name: Path) -> Outcome:
+    """Samplers on a run's network, and the best of them kept with it."""
+    import torch
+
+    from ornstein import accuracy, checkpoints, grids
+    from ornstein.cli.drawing import is_conditional
+    from ornstein.devices import pick_device
+
+    model = checkpoints.load(run, pick_device(options.device), options.ema)
+    denoiser, n, calls = model.denoiser, options.n or RUN_POINTS, options.calls or RUN_CALLS
+    device = next(iter(model.parameters())).device
+    cond = model.labels(n).to(device) if is_conditional(model) else None
+    begin, start = accuracy.begun(denoiser.process, (n, *(denoiser.shape or ())), options.seed, torch.float32)
+    start = start.to(device)
+    say(f"{run}, step {model.step}: a fine solution of {accuracy.FINE} calls for {n} starting points")
+    truth, known = accuracy.finely(denoiser, begin, start, cond)
+    say(f"grids made for the network: {grids.measured.CALLS} calls")
+    measured = grids.Linearised(denoiser, n=n, cond=cond, seed=options.seed + 1)
+    contenders = _own(options, denoiser.process, measured) or accuracy.network_contenders(denoiser.process, measured)
+    scores = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth, cond)
+    found = _followed(scores, len(contenders) * len(calls))
+    best = [min((s for s in found if s.asked == c), key=lambda s: s.median, default=None) for c in calls]
+    kept = _recommended(model, [score for score in best if score is not None], options.error)
+    path = recipes.write(run, kept)
+    written = [*_write(name, [("", score) for score in found], f"{run}, step {model.step}"), str(path)]
+    result = {
+        "run": str(run),
+        "step": model.step,
+        "n": n,
+        "fine_solution_known_to": known,
+        "scores": [_record(None, score) for score in found],
+        "best": [{k: v for k, v in vars(recipe).items() if k != "times"} for recipe in kept.recipes],
+        "error_wanted": options.error,
+        "calls": kept.calls,
+        "written": written,
+    }
+    head = (
+        f"{run}, step {model.step}: the median over {n} points of the distance to a fine solution, known to {known:.1g}"
+    )
+    lines = [_table(head, found, calls), "", *_advice(kept, options.error), _written(written)]
+    return Outcome(result, "\n".join(lines), options.json)
+
+
+def _own(options: Options, process: "Gaussian", measured: Any) -> "list[Contender]":
+    """The contenders that --sampler and --grid name."""
+    from ornstein import specs
+    from ornstein.accuracy import Contender
+    from ornstein.samplers import Sampler
+
+    def times(sampler: Any, steps: int) -> "Tensor":
+        return (
+            measured.grid(sampler, steps)
+            if options.grid == "optimal"
+            else recipes.grid_law(options.grid)(process, steps)
+        )
+
+    samplers = [specs.construct(text, Sampler) for text in options.sampler]
+    for sampler in samplers:
+        if sampler.stochastic or sampler.stages == float("inf"):
+            raise ConfigurationError(
+                f"got --sampler {sampler}, expected a deterministic sampler of a fixed number of calls a step: a path to keep to"
+            )
+    return [Contender(f"{text}, {options.grid}", s, times) for text, s in zip(options.sampler, samplers, strict=True)]
+
+
+def _followed(scores: "Iterator[Score]", total: int) -> "list[Score]":
+    from tqdm import tqdm
+
+    return list(tqdm(scores, total=total, unit="run", leave=False))
+
+
+def _recommended(model: "Model", best: "Sequence[Score]", wanted: float | None) -> recipes.Recommended:
+    """The best of each number of calls, as long as more calls are better, and the least calls that reach the error."""
+    kept: list[recipes.Recipe] = []
+    for score in best:
+        if not kept or score.median < kept[-1].median:
+            times = score.times.tolist()
+            kept.append(recipes.Recipe(score.asked, score.name, str(score.sampler), times, score.median, score.rms))
+    enough = [recipe.calls for recipe in kept if wanted is not None and recipe.median <= wanted]
+    return recipes.Recommended(model.step, min(enough, default=None), kept)
+
+
+def _advice(kept: recipes.Recommended, wanted: float | None) -> Iterator[str]:
+    yield "best at each number of calls (median, root mean square):"
+    for recipe in kept.recipes:
+        yield f"  {recipe.calls:3} calls  {recipe.median:.2g}  {recipe.rms:.2g}  {recipe.name}"
+    if wanted is not None and kept.calls is None:
+        yield f"no sampler reached an error of {wanted:g}, the least is {kept.recipes[-1].median:.2g}: try more --calls"
+    elif wanted is not None:
+        yield f"an error of {wanted:g} takes {kept.calls} calls, which `ornstein sample` makes from now on"
+
+
+def _table(head: str, scores: "Iterable[Score]", calls: Sequence[int]) -> str:
+    """A row a sampler: its error at each number of calls, the order seen between the last two, microseconds a call."""
+    from ornstein.accuracy import seen_order
+
+    named: dict[str, dict[int, Score]] = {}
+    for score in scores:
+        named.setdefault(score.name, {})[score.asked] = score
+    width = max(map(len, named), default=0)
+    lines = [head, " " * width + "".join(f"{c:>9}" for c in calls) + f"{'order':>8}{'declared':>10}{'us/call':>9}"]
+    for name, row in named.items():
+        cells = "".join(f"{row[c].median:9.2g}" if c in row else " " * 9 for c in calls)
+        last = list(row.values())[-2:]
+        cost = 1e6 * min(score.seconds for score in row.values())
+        lines.append(f"{name:{width}}{cells}{seen_order(last):8.1f}{last[-1].sampler.order:10}{cost:9.0f}")
+    return "\n".join(lines)
+
+
+def _record(where: str | None, score: "Score") -> dict[str, Any]:
+    """A score for JSON and CSV."""
+    named = {} if where is None else {"target": where}
+    return {
+        **named,
+        "name": score.name,
+        "sampler": str(score.sampler),
+        "asked": score.asked,
+        "calls": score.calls,
+        "median": score.median,
+        "rms": score.rms,
+        "us_per_call": round(1e6 * score.seconds, 1),
+    }
+
+
+def _write(name: Path, rows: "Sequence[tuple[str, Score]]", title: str) -> list[str]:
+    """The table, and a picture for each target where matplotlib is installed."""
+    import csv
+
+    from ornstein.files import atomic_write
+    from ornstein.plots.curves import lines_picture, require_matplotlib
+
+    table = name.with_suffix(".csv")
+    records = [_record(where, score) for where, score in rows]
+    with atomic_write(table) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    written = [str(table)]
+    try:
+        require_matplotlib()
+    except ConfigurationError as error:
+        say(f"note: no picture: {error}")
+        return written
+    for where in dict.fromkeys(where for where, _ in rows):
+        named: dict[str, tuple[list[float], list[float]]] = {}
+        here = [score for place, score in rows if place == where]
+        for score in here:
+            x, y = named.setdefault(score.name, ([], []))
+            x.append(score.calls)
+            y.append(score.median)
+        ending = "-" + where.replace(", ", "-") if where else ""
+        path = name.with_name(f"{name.name}{ending}.png")
+        head = f"{where}{', ' if where else ''}{title}"
+        ticks = sorted({score.asked for score in here})
+        lines_picture(named, path, ("network calls", "error (median)"), head, ticks)
+        written.append(str(path))
+    return written
+
+
+def _written(paths: Sequence[str]) -> str:
+    return f"written: {', '.join(paths)}"

@@ -1,0 +1,187 @@
+"""How the commands draw samples of a run: their common options, the choice of sampler and grid, the batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from ornstein.cli import recipes
+from ornstein.cli.common import hint, say
+from ornstein.errors import ConfigurationError, NumericalError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ornstein.checkpoints import Model
+    from ornstein.clipping import Clipped
+    from ornstein.parallel import Group
+    from ornstein.samplers import Sampler, Samples
+
+CALLS = 25
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How samples are drawn."""
+
+    seed: int = 0
+    """Sample i is a function of the seed and i alone, whatever the batch size."""
+    batch_size: int = 256
+    """Samples drawn at once: memory against speed."""
+    sampler: Annotated[
+        str | None, arg(metavar="CALL", **hint("default: what `ornstein bench RUN` found, else Multistep(3)"))
+    ] = None
+    """Recipe of a step: Heun, "Heun(churn=0.1)", Euler, RK4, Ancestral, "Ancestral(eta=0)", "Singlestep(2)", StochasticHeun,
+    "PredictorCorrector(Ancestral(), Langevin())", or Multistep, of which "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M)
+    and "Multistep(3, 'x0', corrector=True)" UniPC."""
+    steps: Annotated[int | None, arg(**hint())] = None
+    """Steps of the sampler; this or --calls."""
+    calls: Annotated[int | None, arg(**hint(f"default: as `ornstein bench RUN --error` found, else {CALLS}"))] = None
+    """Network evaluations per sample, at most: one a step, two with Heun."""
+    grid: Annotated[str | None, arg(metavar="CALL", **hint("default: focused; karras with --sampler"))] = None
+    """Times to visit: focused, karras, "karras(rho=5)", log_snr, uniform, "trailing(chain=1000)", leading, linspace."""
+    threshold: Annotated[float | None, arg(**hint("default: off"))] = None
+    """Keep estimates of x_0 within the range of the data, images of levels alone: 1 clamps them, a number below 1, such as 0.995,
+    is the quantile of dynamic thresholding (Saharia et al. 2022)."""
+    precision: Literal["float32", "auto", "bfloat16"] = "float32"
+    """Arithmetic of the network; auto is bfloat16 where the hardware has it, and then batch sizes agree less exactly."""
+    device: str = "auto"
+    """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
+    ema: Annotated[float | None, arg(**hint("default: the one of least validation loss"))] = None
+    """Which of the run's averages of the weights, by its length."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The sampler and the times to visit; `origin` says where they come from: the command line, a bench, or the usual rule."""
+
+    sampler: "Sampler"
+    grid: "Tensor"
+    origin: str
+
+
+def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
+    """The sampler and the times for --sampler, --grid and --steps or --calls: where none of the first three is given, those that
+    `ornstein bench` found for the run, if it did. Raises `ConfigurationError` on options that do not fit."""
+    from ornstein import grids, specs
+    from ornstein.samplers import Sampler, recipe
+
+    if options.steps is not None and options.calls is not None:
+        raise ConfigurationError("got both --steps and --calls, expected one of them")
+    if options.batch_size < 1:
+        raise ConfigurationError(f"got --batch-size {options.batch_size}, expected at least 1")
+    if options.threshold is not None and not 0 < options.threshold <= 1:
+        raise ConfigurationError(
+            f"got --threshold {options.threshold:g}, expected a quantile below 1, such as 0.995, or 1 to clamp"
+        )
+    if options.sampler is None and options.grid is None and options.steps is None:
+        found = _recommended(model, run, options.calls)
+        if found is not None:
+            return found
+    named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
+    sampler, grid = recipe(model.process, named, options.steps, options.calls)
+    if options.grid is not None:
+        grid = recipes.grid_law(options.grid)(model.process, len(grid) - grids.lands_on_data(model.process))
+    return Chosen(sampler, grid, "usual" if named is None else "named")
+
+
+def _recommended(model: "Model", run: Path, calls: int | None) -> Chosen | None:
+    found = recipes.read(run)
+    if found is None:
+        return None
+    best = found.within(calls if calls is not None else found.calls if found.calls is not None else CALLS)
+    if best is None:
+        return None
+    if found.step != model.step:
+        say(
+            f"note: {run / recipes.FILE} is of step {found.step}; `ornstein bench {run}` makes it anew for step {model.step}"
+        )
+    return Chosen(*best.objects(), f"bench: {best.name}")
+
+
+def draw(
+    model: "Model",
+    chosen: Chosen,
+    options: SamplingOptions,
+    n: int,
+    labels: "Tensor | None",
+    group: "Group | None" = None,
+) -> "Samples":
+    """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model, `NumericalError` on
+    NaN: its `last` is then the samples finished before (None where there are none) and the last good state of the batch.
+
+    The processes of a group take batches in turn, the same batches as one process would: so the samples are the same. The
+    main process returns all of them, the others some.
+    """
+    import time
+
+    import torch
+    from tqdm import tqdm
+
+    from ornstein.clipping import Clipped
+    from ornstein.devices import autocast, resolve_precision
+    from ornstein.parallel import Group
+    from ornstein.samplers import Samples
+
+    denoiser: Any = model
+    if options.threshold is not None:
+        denoiser = Clipped(model, quantile=None if options.threshold == 1 else options.threshold)
+    group, size = group or Group(), options.batch_size
+    device, began = next(iter(model.parameters())).device, time.perf_counter()
+    parts: list[Tensor] = []
+    calls = 0
+    rounds = range(0, n, size * group.size)
+    with (
+        tqdm(
+            total=len(rounds) * len(chosen.grid), unit="step", leave=False, disable=None if group.main else True
+        ) as bar,
+        autocast(resolve_precision(options.precision, device), device),
+    ):
+        for begin in rounds:
+            first = min(n, begin + size * group.rank)
+            rows = range(first, min(n, first + size))
+            try:
+                drawn = _batch(denoiser, chosen, options.seed, rows, labels, bar.update)
+            except NumericalError as error:
+                error.last = torch.cat(parts) if parts else None, error.last
+                raise
+            calls = max(calls, drawn.calls)
+            parts += [part for part in group.all(drawn.x.cpu()) if len(part) and group.main]
+    return Samples(torch.cat(parts) if parts else drawn.x.cpu(), calls, time.perf_counter() - began)
+
+
+def _batch(
+    denoiser: "Model | Clipped",
+    chosen: Chosen,
+    seed: int,
+    rows: range,
+    labels: "Tensor | None",
+    advance: Callable[[int], Any],
+) -> "Samples":
+    """Some of the samples of a seed, in one batch; `advance` is told of each state of the loop."""
+    from ornstein.samplers import sample
+
+    def follow(t: float, x: "Tensor") -> "Tensor":
+        advance(1)
+        return x.new_empty(0)  # the hook is meant for trajectories: one empty row a state weighs nothing
+
+    cond = None if labels is None else labels[rows.start : rows.stop]
+    size = max(1, len(rows))
+    return sample(
+        denoiser,
+        chosen.sampler,
+        n=len(rows),
+        grid=chosen.grid,
+        cond=cond,
+        seed=seed,
+        first=rows.start,
+        batch_size=size,
+        trajectory=follow,
+    )
+
+
+def is_conditional(model: "Model") -> bool:
+    """Whether the model was trained on labels."""
+    return model.config["options"]["model"]["condition"] == "labels"

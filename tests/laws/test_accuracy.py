@@ -1,0 +1,113 @@
+"""What `ornstein bench` measures, against recursions, closed forms and drawn samples."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import SCHEDULES, level, moments, numbers
+
+import ornstein as orn
+from ornstein import accuracy, grids
+
+FOCUSED = accuracy.Contender("usual", None, lambda sampler, steps: grids.focused(orn.Gaussian(orn.LinearVP()), steps))
+
+
+@pytest.mark.parametrize("name", ["linear", "edm", "flow"])
+@pytest.mark.parametrize(
+    "sampler", [orn.Ancestral(), orn.Ancestral(0.4), orn.StochasticHeun(), orn.Heun(churn=0.2), orn.StochasticHeun(0.0)]
+)
+def test_the_law_of_a_run_by_its_steps_one_by_one(sampler, name):
+    """Mean and variance carried through affine steps that are found at each step anew, in place of impulses through the run."""
+    process, grid = orn.Gaussian(SCHEDULES[name]), grids.karras(orn.Gaussian(SCHEDULES[name]), 7)
+    calls, (mean, variance) = accuracy.law_of(process, sampler, grid)
+    denoiser = orn.exact.Normal(process, torch.tensor([accuracy.MEAN]).double(), accuracy.VARIANCE)
+    begun = level(process.schedule, float(grid[0]))[1] ** 2
+    truth = moments(sampler, denoiser, grid.tolist(), 0.0, begun)
+    if process.level(float(grid[-1])).sigma > 0:  # then the run lands by x_0, an affine map too
+        at = torch.tensor([[0.0], [1.0]]).double()
+        rest, one = denoiser(at, float(grid[-1])).x0.flatten().tolist()
+        truth = rest + (one - rest) * truth[0], (one - rest) ** 2 * truth[1]
+    assert mean == pytest.approx(truth[0], rel=1e-9)
+    assert variance == pytest.approx(truth[1], rel=1e-9)
+    assert calls in ((7,) if sampler.stages == 1 else (13,))
+
+
+def test_the_law_of_a_multistep_run_by_samples():
+    """With a memory, steps one by one do not tell: 200,000 draws, to five standard errors."""
+    process = orn.Gaussian(orn.LinearVP())
+    sampler, grid = orn.Multistep(2, "x0", exact=False, noise=1.0), grids.karras(process, 9)
+    _, (mean, variance) = accuracy.law_of(process, sampler, grid)
+    denoiser = orn.exact.Normal(process, torch.tensor([accuracy.MEAN]).double(), accuracy.VARIANCE)
+    x = orn.sample(denoiser, sampler, n=200_000, grid=grid, seed=3, batch_size=50_000).x.double()
+    assert float(x.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / 2e5))
+    assert float(x.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / 2e5))
+
+
+def test_ends_of_exact_paths():
+    """Of the normal target in closed form; of the mixture, that the ends are distributed as the data."""
+    process = orn.Gaussian(orn.LinearVP())
+    denoiser = accuracy.target("normal", process)
+    begin, start = accuracy.begun(process, (6, 4), 0, torch.float64)
+    alpha, sigma = level(process.schedule, begin)
+    stretch = math.sqrt(accuracy.VARIANCE / (alpha**2 * accuracy.VARIANCE + sigma**2))
+    truth = accuracy.MEAN + stretch * (start - alpha * accuracy.MEAN)
+    assert torch.allclose(accuracy.solved(denoiser, begin, start), truth, atol=1e-7)
+    assert process.level(begin).log_snr == pytest.approx(max(-2 * math.log(160), process.level(1.0).log_snr))
+    begin, start = accuracy.begun(process, (400, 2), 0, torch.float64)
+    ends = accuracy.solved(accuracy.target("mixture", process), begin, start)
+    nearest = (ends.norm(dim=1) - 1.5).abs()
+    assert float(nearest.median()) == pytest.approx(0.2 * 0.6745, rel=0.2)  # the radius is nearly normal, of std 0.2
+    assert accuracy.target("digits", process).means.shape == (1797, 64)
+
+
+def test_scores_are_errors_at_the_calls_asked_for():
+    process = orn.Gaussian(orn.LinearVP())
+    denoiser = accuracy.target("normal", process)
+    begin, start = accuracy.begun(process, (5, 4), 0, torch.float64)
+    truth = accuracy.solved(denoiser, begin, start)
+    karras = accuracy.Contender("Heun", orn.Heun(), lambda sampler, steps: grids.karras(process, steps))
+    scores = list(accuracy.path_scores(denoiser, [FOCUSED, karras], (2, 8, 12), begin, start, truth))
+    assert [(s.name, s.asked, s.calls) for s in scores] == [
+        ("usual", 2, 2),
+        ("usual", 8, 8),
+        ("usual", 12, 12),
+        ("Heun", 8, 7),  # 2 calls are one step alone, which is left out
+        ("Heun", 12, 11),
+    ]
+    assert [s.sampler.corrector for s in scores[:3]] == [False, False, True]
+    for score in scores:
+        assert float(score.times[0]) == begin
+        off = orn.sample(denoiser, score.sampler, start=start, grid=score.times).x - truth
+        each = off.square().mean(1).sqrt().numpy()
+        assert score.median == pytest.approx(float(np.sort(each)[2]))
+        assert score.rms == pytest.approx(math.sqrt(float((each**2).mean())))
+    assert accuracy.seen_order(scores[1:3]) == pytest.approx(
+        math.log(scores[1].median / scores[2].median) / math.log(1.5)
+    )
+    assert math.isnan(accuracy.seen_order(scores[:1]))
+
+
+def test_a_fine_solution_knows_its_own_error():
+    process = orn.Gaussian(orn.CosineVP())
+    denoiser = accuracy.target("mixture", process)
+    begin, start = accuracy.begun(process, (20, 2), 4, torch.float64)
+    found, known = accuracy.finely(denoiser, begin, start)
+    truth = accuracy.solved(denoiser, begin, start)
+    assert accuracy.distance(found, truth)[0] < known < 1e-4
+
+
+def test_every_contender_of_a_bench_can_be_run():
+    process = orn.Gaussian(orn.EDM())
+    denoiser = orn.exact.Mixture(process, numbers(3, 2), 0.1)
+    measured = grids.Linearised(denoiser, n=4, calls=40)
+    begin, start = accuracy.begun(process, (4, 2), 0, torch.float64)
+    truth = accuracy.solved(denoiser, begin, start)
+    lists = accuracy.ode_contenders(process, measured), accuracy.network_contenders(process, measured)
+    for contenders in lists:
+        found = list(accuracy.path_scores(denoiser, contenders, (9, 30), begin, start, truth))
+        assert {score.name for score in found} == {contender.name for contender in contenders}
+        assert all(score.calls <= score.asked for score in found)
+        assert all(score.median < 0.3 for score in found if score.asked == 30)
+    stochastic = accuracy.sde_contenders(process)
+    assert {s.name for s in accuracy.law_scores(process, stochastic, (30,))} == {c.name for c in stochastic}
