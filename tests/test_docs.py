@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
     "errors", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes", "denoisers",
-    "clipping", "exact", "variational", "grids", "integrate", "objectives", "samplers", "networks", "data",
-    "likelihood", "plots", "metrics", "specs", "training", "checkpoints", "watching", "profiling", "experiment",
-    "cli",
+    "clipping", "exact", "variational", "grids", "integrate", "curve", "objectives", "samplers", "linearised", "networks",
+    "data", "accuracy", "likelihood", "plots", "metrics", "specs", "training", "checkpoints", "watching", "profiling",
+    "experiment", "cli",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ornstein import exact, grids
 from ornstein.data.digits import images
 from ornstein.denoisers import DenoiserLike
+from ornstein.linearised import Linearised
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Gaussian
 from ornstein.samplers import (
@@ -190,7 +191,7 @@ def seen_order(scores: Sequence[Score]) -> float:
     return math.log(scores[0].median / scores[1].median) / math.log(scores[1].calls / scores[0].calls)
 
 
-def ode_contenders(process: Gaussian, measured: grids.Linearised | None = None) -> list[Contender]:
+def ode_contenders(process: Gaussian, measured: Linearised | None = None) -> list[Contender]:
     """The samplers of the ODE by the names users know; with `measured`, the usual one on grids made for the denoiser too."""
     focused, karras, even = (_law(process, law) for law in (grids.focused, grids.karras, grids.log_snr))
     made = [] if measured is None else [Contender("usual, optimal", None, measured.grid)]
@@ -224,7 +225,7 @@ def sde_contenders(process: Gaussian) -> list[Contender]:
     ]
 
 
-def network_contenders(process: Gaussian, measured: grids.Linearised) -> list[Contender]:
+def network_contenders(process: Gaussian, measured: Linearised) -> list[Contender]:
     """What is tried on a trained network: the usual family on the usual grid and on grids made for it, and others' defaults."""
     focused, karras = _law(process, grids.focused), _law(process, grids.karras)
     family = {
@@ -240,7 +241,7 @@ def network_contenders(process: Gaussian, measured: grids.Linearised) -> list[Co
     ]
 
 
-def _both(focused: Times, measured: grids.Linearised) -> list[tuple[str, Times]]:
+def _both(focused: Times, measured: Linearised) -> list[tuple[str, Times]]:
     return [("focused", focused), ("optimal", measured.grid)]
 
 

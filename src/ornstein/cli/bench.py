@@ -1,13 +1,13 @@
 """`ornstein bench`: how exact every sampler is at a number of calls, on exact targets or on a trained run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli import recipes
+from ornstein.cli import recipes, scores
 from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.errors import ConfigurationError
 
@@ -112,7 +112,8 @@ def _of_targets(options: Options, name: Path) -> Outcome:
     """Every sampler on exact targets."""
     import torch
 
-    from ornstein import accuracy, grids, specs
+    from ornstein import accuracy, specs
+    from ornstein.linearised import Linearised
     from ornstein.processes import Gaussian
     from ornstein.schedules import Schedule
 
@@ -126,33 +127,35 @@ def _of_targets(options: Options, name: Path) -> Outcome:
         )
         say(f"{target}: the exact ends of {len(start)} paths")
         truth = accuracy.solved(denoiser, begin, start)
-        measured = grids.Linearised(denoiser)
+        measured = Linearised(denoiser)
         contenders = _own(options, process, measured) or accuracy.ode_contenders(process, measured)
-        scores = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth)
-        found = _followed(scores, len(contenders) * len(calls))
+        runs = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth)
+        found = _followed(runs, len(contenders) * len(calls))
         rows += [(target, score) for score in found]
         what = f"the median over {len(start)} points of the distance to the exact end"
-        texts.append(_table(f"{target}, {process.schedule!r}: {what}", found, calls))
+        texts.append(scores.table(f"{target}, {process.schedule!r}: {what}", found, calls))
         if target == "normal" and not options.sampler:
             law = list(accuracy.law_scores(process, accuracy.sde_contenders(process), calls))
             rows += [("normal, law", score) for score in law]
             texts.append(
-                _table("normal, stochastic samplers: the error of the standard deviation, carried exactly", law, calls)
+                scores.table(
+                    "normal, stochastic samplers: the error of the standard deviation, carried exactly", law, calls
+                )
             )
-    written = _write(name, rows, f"error against calls, {process.schedule!r}")
+    written = scores.write(name, rows, f"error against calls, {process.schedule!r}")
     result = {
         "schedule": repr(process.schedule),
-        "scores": [_record(where, score) for where, score in rows],
+        "scores": [scores.record(where, score) for where, score in rows],
         "written": written,
     }
-    return Outcome(result, "\n\n".join([*texts, _written(written)]), options.json)
+    return Outcome(result, "\n\n".join([*texts, f"written: {', '.join(written)}"]), options.json)
 
 
 def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     """Samplers on a run's network, and the best of them kept with it."""
     import torch
 
-    from ornstein import accuracy, checkpoints, grids
+    from ornstein import accuracy, checkpoints, linearised
     from ornstein.cli.drawing import is_conditional
     from ornstein.devices import pick_device
 
@@ -164,21 +167,21 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     start = start.to(device)
     say(f"{run}, step {model.step}: a fine solution of {accuracy.FINE} calls for {n} starting points")
     truth, known = accuracy.finely(denoiser, begin, start, cond)
-    say(f"grids made for the network: {grids.measured.CALLS} calls")
-    measured = grids.Linearised(denoiser, n=n, cond=cond, seed=options.seed + 1)
+    say(f"grids made for the network: {linearised.CALLS} calls")
+    measured = linearised.Linearised(denoiser, n=n, cond=cond, seed=options.seed + 1)
     contenders = _own(options, denoiser.process, measured) or accuracy.network_contenders(denoiser.process, measured)
-    scores = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth, cond)
-    found = _followed(scores, len(contenders) * len(calls))
+    runs = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth, cond)
+    found = _followed(runs, len(contenders) * len(calls))
     best = [min((s for s in found if s.asked == c), key=lambda s: s.median, default=None) for c in calls]
     kept = _recommended(model, [score for score in best if score is not None], options.error)
     path = recipes.write(run, kept)
-    written = [*_write(name, [("", score) for score in found], f"{run}, step {model.step}"), str(path)]
+    written = [*scores.write(name, [("", score) for score in found], f"{run}, step {model.step}"), str(path)]
     result = {
         "run": str(run),
         "step": model.step,
         "n": n,
         "fine_solution_known_to": known,
-        "scores": [_record(None, score) for score in found],
+        "scores": [scores.record(None, score) for score in found],
         "best": [{k: v for k, v in vars(recipe).items() if k != "times"} for recipe in kept.recipes],
         "error_wanted": options.error,
         "calls": kept.calls,
@@ -187,7 +190,7 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     head = (
         f"{run}, step {model.step}: the median over {n} points of the distance to a fine solution, known to {known:.1g}"
     )
-    lines = [_table(head, found, calls), "", *_advice(kept, options.error), _written(written)]
+    lines = [scores.table(head, found, calls), "", *_advice(kept, options.error), f"written: {', '.join(written)}"]
     return Outcome(result, "\n".join(lines), options.json)
 
 
@@ -213,10 +216,10 @@ def _own(options: Options, process: "Gaussian", measured: Any) -> "list[Contende
     return [Contender(f"{text}, {options.grid}", s, times) for text, s in zip(options.sampler, samplers, strict=True)]
 
 
-def _followed(scores: "Iterator[Score]", total: int) -> "list[Score]":
+def _followed(runs: "Iterator[Score]", total: int) -> "list[Score]":
     from tqdm import tqdm
 
-    return list(tqdm(scores, total=total, unit="run", leave=False))
+    return list(tqdm(runs, total=total, unit="run", leave=False))
 
 
 def _recommended(model: "Model", best: "Sequence[Score]", wanted: float | None) -> recipes.Recommended:
@@ -238,74 +241,3 @@ def _advice(kept: recipes.Recommended, wanted: float | None) -> Iterator[str]:
         yield f"no sampler reached an error of {wanted:g}, the least is {kept.recipes[-1].median:.2g}: try more --calls"
     elif wanted is not None:
         yield f"an error of {wanted:g} takes {kept.calls} calls, which `ornstein sample` makes from now on"
-
-
-def _table(head: str, scores: "Iterable[Score]", calls: Sequence[int]) -> str:
-    """A row a sampler: its error at each number of calls, the order seen between the last two, microseconds a call."""
-    from ornstein.accuracy import seen_order
-
-    named: dict[str, dict[int, Score]] = {}
-    for score in scores:
-        named.setdefault(score.name, {})[score.asked] = score
-    width = max(map(len, named), default=0)
-    lines = [head, " " * width + "".join(f"{c:>9}" for c in calls) + f"{'order':>8}{'declared':>10}{'us/call':>9}"]
-    for name, row in named.items():
-        cells = "".join(f"{row[c].median:9.2g}" if c in row else " " * 9 for c in calls)
-        last = list(row.values())[-2:]
-        cost = 1e6 * min(score.seconds for score in row.values())
-        lines.append(f"{name:{width}}{cells}{seen_order(last):8.1f}{last[-1].sampler.order:10}{cost:9.0f}")
-    return "\n".join(lines)
-
-
-def _record(where: str | None, score: "Score") -> dict[str, Any]:
-    """A score for JSON and CSV."""
-    named = {} if where is None else {"target": where}
-    return {
-        **named,
-        "name": score.name,
-        "sampler": str(score.sampler),
-        "asked": score.asked,
-        "calls": score.calls,
-        "median": score.median,
-        "rms": score.rms,
-        "us_per_call": round(1e6 * score.seconds, 1),
-    }
-
-
-def _write(name: Path, rows: "Sequence[tuple[str, Score]]", title: str) -> list[str]:
-    """The table, and a picture for each target where matplotlib is installed."""
-    import csv
-
-    from ornstein.files import atomic_write
-    from ornstein.plots.curves import lines_picture, require_matplotlib
-
-    table = name.with_suffix(".csv")
-    records = [_record(where, score) for where, score in rows]
-    with atomic_write(table) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    written = [str(table)]
-    try:
-        require_matplotlib()
-    except ConfigurationError as error:
-        say(f"note: no picture: {error}")
-        return written
-    for where in dict.fromkeys(where for where, _ in rows):
-        named: dict[str, tuple[list[float], list[float]]] = {}
-        here = [score for place, score in rows if place == where]
-        for score in here:
-            x, y = named.setdefault(score.name, ([], []))
-            x.append(score.calls)
-            y.append(score.median)
-        ending = "-" + where.replace(", ", "-") if where else ""
-        path = name.with_name(f"{name.name}{ending}.png")
-        head = f"{where}{', ' if where else ''}{title}"
-        ticks = sorted({score.asked for score in here})
-        lines_picture(named, path, ("network calls", "error (median)"), head, ticks)
-        written.append(str(path))
-    return written
-
-
-def _written(paths: Sequence[str]) -> str:
-    return f"written: {', '.join(paths)}"

@@ -7,9 +7,8 @@ import torch
 from helpers import SCHEDULES, numbers
 
 import ornstein as orn
-from ornstein import exact, grids
+from ornstein import exact, grids, linearised
 from ornstein.errors import ConfigurationError, NumericalError
-from ornstein.grids import measured
 
 VARIANCE, SIZE = 0.3, 600
 
@@ -41,7 +40,7 @@ def test_the_slope_is_the_jacobian_of_a_normal_law(name):
 )
 def test_a_run_on_the_model_errs_as_on_a_denoiser_that_is_linear(sampler, name, monkeypatch):
     """On N(m, v I) the model is exact but for the sampling error of J: each trajectory's error is that of the sampler itself."""
-    monkeypatch.setattr(measured, "DOUBTS", (1.0,))
+    monkeypatch.setattr(linearised, "DOUBTS", (1.0,))
     denoiser, steps = wide(name), 9
     model = grids.Linearised(denoiser, n=16)
     grid = grids.focused(denoiser.process, steps)
@@ -67,7 +66,7 @@ def test_grids_found_on_it_err_less_and_cost_no_calls(name):
     process = orn.Gaussian(SCHEDULES[name])
     denoiser = Counting(exact.Mixture(process, numbers(5, 8, seed=2), 0.05))
     model = grids.Linearised(denoiser)
-    assert denoiser.calls == measured.CALLS
+    assert denoiser.calls == linearised.CALLS
     begun = process.prior((100, 8), orn.Noise(7, 100), float(model.times[0])).double()
     truth = orn.sample(denoiser, orn.Multistep(3, corrector=True), start=begun, grid=grids.focused(process, 300)).x
     before = denoiser.calls
@@ -106,7 +105,7 @@ def test_conditions_and_parts_reach_the_denoiser(monkeypatch):
 
     cond = torch.tensor([1, 1, 3, 3])
     whole = grids.Linearised(Conditional(), cond=cond, n=4, calls=20)
-    monkeypatch.setattr(measured, "AT_ONCE", 60)
+    monkeypatch.setattr(linearised, "AT_ONCE", 60)
     parts = grids.Linearised(Conditional(), cond=cond, n=4, calls=20)
     assert torch.allclose(whole._gram, parts._gram, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(whole._gram, grids.Linearised(Conditional(), cond=cond.flip(0), n=4, calls=20)._gram)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
-from ornstein.grids.laws import focused, lands_on_data
+from ornstein.grids import focused, lands_on_data
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.samplers.base import Sampler, device_of, sample_steps, shape_of

@@ -1,4 +1,4 @@
-"""Laws of time alone.
+"""Grids: the times a sampler visits, as plain descending float64 tensors: laws of time alone, and `optimal`, for one denoiser.
 
 A grid of `steps` steps ends at t = 0 where sigma(0) = 0: steps + 1 times, the last step landing on the data. Where
 sigma(0) > 0 (VE, EDM, tables) it has `steps` times and ends at the schedule's first time; the last step is then
@@ -8,6 +8,8 @@ A subset of a chain that does not visit the chain's first step ends at t = 0: th
 
 import math
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,3 +136,10 @@ def _subset(process: Gaussian, members: list[int], chain: int) -> Tensor:
     times = torch.tensor(members, dtype=torch.float64) / chain
     ended = times[-1] <= process.schedule.t_min and not lands_on_data(process)
     return times if ended else torch.cat([times, times.new_zeros(1)])
+
+
+def __getattr__(name: str) -> Any:
+    """`optimal` and `Linearised`, imported when first used: they run samplers, which take their grids from here."""
+    if name not in ("Linearised", "optimal"):
+        raise AttributeError(f"module 'ornstein.grids' has no attribute '{name}'")
+    return getattr(import_module("ornstein.linearised"), name)
