@@ -38,6 +38,17 @@ def test_the_likelihoods_of_the_docs_are_right():
     assert names["latent"].round_trip.max() < 1e-4
 
 
+def test_the_samples_of_the_docs_are_right():
+    code, names = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "sampling.md").read_text(), re.S)[1], {}
+    exec(compile(code, "sampling.md", "exec"), names)
+    assert names["found"].calls == 12
+    assert [len(names[key]) for key in ("path", "spread")] == [5, 13]
+    assert len(names["better"].x) == 100
+    assert [len(grid) for grid in names["grids"].values()] == [6, 11]
+    assert names["last"].count == 8
+    assert (names["again"] - names["last"].x).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("name", sorted(orn.EXPORTS))
 def test_every_public_name_says_what_it_is(name):
     value = getattr(orn, name)
