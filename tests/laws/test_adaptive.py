@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import SCHEDULES, level, numbers
 from scipy.integrate import solve_ivp
+from scipy.stats import norm
 
 import ornstein as orn
 from ornstein.errors import ConfigurationError, NumericalError
@@ -67,6 +68,27 @@ def test_a_mixture_as_scipy_solves_it():
     ends = [math.log(level(SCHEDULES["edm"], t)[1]) for t in (1.0, 0.1)]
     truth = solve_ivp(slope, ends, x[:, 0].numpy(), "DOP853", rtol=1e-12, atol=1e-12).y[:, -1]
     assert np.allclose(found.x[:, 0].numpy(), truth, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sampler", [orn.RK45(1e-7, 1e-7), orn.Multistep(4), orn.Heun(), orn.Multistep(3, corrector=True)]
+)
+@pytest.mark.parametrize("name", ["linear", "ve", "flow"])
+def test_quantiles_are_kept_in_one_dimension(sampler, name):
+    """Paper 002 eq. 52: paths do not cross, so each stays at its quantile: F_s(x_s) = F_t(x_t), the mixture's by scipy's erf."""
+    process, means, variance = orn.Gaussian(SCHEDULES[name]), np.array([-0.9, 0.7]), 0.05
+    denoiser = orn.exact.Mixture(process, torch.from_numpy(means)[:, None], variance)
+
+    def quantile(x, t):
+        alpha, sigma = level(process.schedule, t)
+        return norm.cdf((x.numpy() - alpha * means) / math.sqrt(alpha**2 * variance + sigma**2)).mean(1)
+
+    t, s = 0.9, 0.02
+    x = numbers(12, 1) * math.hypot(*level(process.schedule, t))
+    grid = torch.linspace(t, s, 2 if isinstance(sampler, orn.RK45) else 400, dtype=torch.float64)
+    found = orn.sample(denoiser, sampler, start=x, grid=grid).x
+    assert np.allclose(quantile(found, s), quantile(x, t), atol=2e-4)
+    assert np.ptp(quantile(x, t)) > 0.5
 
 
 class Turning:
