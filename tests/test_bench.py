@@ -7,12 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import ornstein as orn
 from ornstein import checkpoints, cli, experiment, grids
-from ornstein.cli import drawing, recipes
+from ornstein.cli import drawing, recommendations
 from ornstein.config import RunOptions, with_options
 
 TINY = {"steps": 8, "batch_size": 32, "validate_every": 0, "grid_every": 0, "log_every": 8}
@@ -64,7 +63,7 @@ def refused(capsys, monkeypatch, tmp_path):
 
 def test_exact_targets(run, tmp_path):
     out = run("bench", "--targets", "normal", "mixture", "--calls", 6, 12, "-n", 4, "--schedule", "EDM")
-    for words in ("normal, EDM(", "mixture, EDM(", "usual, optimal", "stochastic Heun", "declared", "us/call"):
+    for words in ("normal, EDM(", "mixture, EDM(", "usual, optimal", "stochastic Heun", "declared", "us/step"):
         assert words in out
     rows = list(csv.DictReader((tmp_path / "bench-1.csv").open()))
     assert {row["target"] for row in rows} == {"normal", "normal, law", "mixture"}
@@ -87,25 +86,29 @@ def test_a_run_keeps_the_best_and_samples_by_it(run, runs, tmp_path, name):
     found = json.loads(run("bench", folder, *BENCH, "--error", 1e9, "--json"))
     assert found["calls"] == 4
     assert {s["asked"] for s in found["scores"]} == {4, 8}
-    kept = recipes.read(folder)
-    assert (kept.step, kept.calls) == (8, 4)
-    for recipe in kept.recipes:
-        here = [s for s in found["scores"] if s["asked"] == recipe.calls]
-        assert recipe.median == min(s["median"] for s in here)
-    assert [r.median for r in kept.recipes] == sorted((r.median for r in kept.recipes), reverse=True)
+    kept = recommendations.read(folder)
+    assert (kept.step, kept.ema, kept.calls) == (8, None, 4)
+    assert [best.calls for best in kept.best] == [4, 8]
+    for best in kept.best:
+        assert best.median == min(s["median"] for s in found["scores"] if s["asked"] == best.calls)
     drawn = json.loads(run("sample", folder, "-n", 5, "--out", "x.npz", "--json"))
     assert drawn["calls"] == 4
-    assert drawn["origin"] == f"bench: {kept.recipes[0].name}"
+    assert drawn["origin"] == f"bench: {kept.best[0].name}"
     model = checkpoints.load(folder)
-    sampler, grid = kept.recipes[0].objects()
+    sampler, grid = kept.best[0].objects()
     labels = model.labels(5) if name == "labels" else None
     truth = orn.sample(model, sampler, n=5, grid=grid, cond=labels).x
     with np.load("x.npz") as file:
         np.testing.assert_allclose(file["samples"], truth.numpy(), atol=1e-5)
     named = json.loads(run("sample", folder, "-n", 5, "--sampler", "Heun", "--out", "y.npz", "--json"))
     assert named["origin"] == "named"
-    fewer = json.loads(run("sample", folder, "-n", 5, "--calls", 3, "--out", "z.npz", "--json"))
-    assert (fewer["origin"], fewer["calls"]) == ("usual", 3)
+    for calls, origin in ((3, "usual"), (8, f"bench: {kept.best[1].name}"), (9, "usual"), (30, "usual")):
+        said = json.loads(run("sample", folder, "-n", 2, "--calls", calls, "--json"))
+        assert said["origin"] == origin
+        assert said["calls"] in (calls, calls - 1)
+    assert json.loads(run("sample", folder, "-n", 2, "--ema", model.config["options"]["training"]["ema"][0], "--json"))[
+        "origin"
+    ] == ("usual")
     assert "calls each" in run("evaluate", folder, "-n", 20)
 
 
@@ -113,13 +116,15 @@ def test_without_an_error_wanted_the_calls_stay_and_an_old_bench_is_noted(run, r
     folder = tmp_path / "toy"
     shutil.copytree(runs / "toy", folder)
     out = run("bench", folder, *BENCH, "--sampler", "Multistep(2)", "--grid", "optimal")
-    assert "best at each number of calls" in out
-    kept = recipes.read(folder)
+    assert "Multistep(2), optimal" in out
+    assert recommendations.read(folder) is None  # samplers of one's own are compared, not kept
+    assert "best at each number of calls" in run("bench", folder, "--calls", 8, 4, "-n", 3)
+    kept = recommendations.read(folder)
     assert kept.calls is None
-    assert {recipe.name for recipe in kept.recipes} == {"Multistep(2), optimal"}
-    assert json.loads(run("sample", folder, "-n", 2, "--json"))["calls"] == kept.recipes[-1].calls
+    assert [best.calls for best in kept.best] == [4, 8]
+    assert json.loads(run("sample", folder, "-n", 2, "--json"))["origin"] == "usual"  # 25 calls were not benched
     assert "no sampler reached an error of 1e-12" in run("bench", folder, *BENCH, "--error", 1e-12)
-    recipes.write(folder, recipes.Recommended(5, None, recipes.read(folder).recipes))
+    recommendations.write(folder, recommendations.Recommendations(5, None, 4, kept.best))
     capsys.readouterr()
     assert cli.main(["sample", str(folder), "-n", "2"]) == 0
     assert "is of step 5" in capsys.readouterr().err
@@ -129,31 +134,64 @@ def test_what_cannot_be_benched(refused, run, runs, tmp_path):
     for words, said in (
         (["--calls", 1], "got --calls 1"),
         (["-n", 0], "got -n 0"),
-        (["--error", 0.1], "--error without RUN"),
+        (["--calls", 161], "got --calls 161, expected numbers of 2 to 160"),
+        ([runs / "toy", "--calls", 101], "expected numbers of 2 to 100"),
+        (["--error", 0.1], "got --error with no RUN"),
+        (["--ema", 0.1], "got --ema with no RUN"),
+        (["--grid", "uniform"], "got --grid with no --sampler"),
+        (["--targets"], "--targets"),
+        ([runs / "toy", "--targets", "normal"], "got --targets with RUN"),
+        ([runs / "toy", "--error", 0.1, "--sampler", "Heun"], "with which nothing is kept"),
+        ([runs / "toy", "--sampler", "Heun", "--calls", 2], "no sampler makes two steps"),
+        ([runs / "toy", "--sampler", "Heun", "--grid", "karras(roh=2)"], "karras(roh=2)"),
         (["--sampler", "Heum"], "did you mean 'Heun'"),
         (["--sampler", "Ancestral", "--targets", "normal"], "expected a deterministic sampler"),
         (["--sampler", "RK45", "--targets", "normal"], "expected a deterministic sampler"),
-        (["--grid", "karas"], "did you mean 'karras'"),
+        (["--sampler", "Heun", "--grid", "karas"], "did you mean 'karras'"),
+        (["--sampler", "Heun", "--grid", "optimum"], "did you mean 'optimal'"),
         (["--schedule", "LinearVPP"], "did you mean 'LinearVP'"),
         (["--targets", "moons"], "expected"),
         ([tmp_path / "absent"], "no config.json"),
         ([runs / "toy", "--error", -1], "got --error -1"),
-        ([runs / "toy", "--schedule", "EDM"], "--schedule with RUN"),
+        ([runs / "toy", "--schedule", "EDM"], "got --schedule with RUN"),
         ([runs / "toy", "--ema", 0.77], "got ema=0.77"),
     ):
         assert said in refused("bench", *words), words
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "mine.csv").write_text("mine")
-    assert "mine.csv exists already" in refused("bench", "--out", "mine")
+    for name in ("mine-0.1.csv", "mine-0.1-normal.png"):
+        (tmp_path / name).write_text("mine")
+        assert f"{name} exists already" in refused("bench", "--out", "mine-0.1")
+        (tmp_path / name).unlink()
+    assert recommendations.read(runs / "toy") is None
+
+
+GOOD = {"calls": 4, "name": "x", "sampler": "Heun()", "times": [1.0, 0.0], "median": 0.1, "rms": 0.1}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"step": 1, "calls": null, "recipes": [{"calls": 3}]}', '{"step": 1, "calls": 2, "recipes": 7}']
+    "body",
+    [
+        {},
+        {"step": 1, "ema": None, "calls": None, "best": [{"calls": 3}]},
+        {"step": 1, "ema": None, "calls": 2, "best": 7},
+        {"step": 1, "ema": None, "calls": "2", "best": []},
+        *(
+            {"step": 1, "ema": None, "calls": 4, "best": [{**GOOD, key: value}]}
+            for key, value in (
+                ("calls", "20"),
+                ("times", 0.5),
+                ("times", []),
+                ("times", [2.0, 1.0]),
+                ("times", [0.1, 0.9]),
+                ("sampler", "Heum()"),
+            )
+        ),
+    ],
 )
-def test_a_damaged_recommendation_is_refused_with_its_remedy(refused, runs, tmp_path, text):
+def test_a_damaged_recommendation_is_refused_with_its_remedy(refused, runs, tmp_path, body):
     folder = tmp_path / "toy"
     shutil.copytree(runs / "toy", folder)
-    (folder / recipes.FILE).write_text(text)
+    (folder / recommendations.FILE).write_text(json.dumps(body))
     assert "remove it to sample by the usual sampler" in refused("sample", folder)
 
 
@@ -196,7 +234,7 @@ def test_what_was_drawn_before_a_failure_is_kept(refused, runs, tmp_path, monkey
     said = refused("sample", runs / "alone", *options)
     assert "sampling left the finite numbers in step 3" in said
     assert "(network call 3)" in said
-    assert "out.npz.unfinished.npz holds the 4 samples finished before" in said
+    assert "out.npz.unfinished.npz holds the 4 samples finished before (samples) and the last good state" in said
     assert not (tmp_path / "out.npz").exists()
     monkeypatch.setattr(orn.MLP, "forward", forward)
     with np.load(tmp_path / "out.npz.unfinished.npz") as file:
@@ -206,6 +244,14 @@ def test_what_was_drawn_before_a_failure_is_kept(refused, runs, tmp_path, monkey
         assert float(file["t"]) == whole.trajectory[2][0]
 
 
-def test_help_says_what_sampling_options_are_without_torch():
+def test_the_usual_number_of_calls_is_one():
     assert drawing.CALLS == orn.samplers.recipes.CALLS
-    assert torch.is_tensor(recipes.grid_law("karras(rho=5)")(orn.Gaussian(orn.EDM()), 4))
+
+
+def test_the_sampler_and_the_grid_of_a_bench_are_not_those_of_a_thresholded_run(run, runs, tmp_path):
+    folder = tmp_path / "labels"
+    shutil.copytree(runs / "labels", folder)
+    found = recommendations.Recommendation(25, "x", "Heun()", [1.0, 0.5, 0.0], 0.1, 0.1)
+    recommendations.write(folder, recommendations.Recommendations(8, None, None, [found]))
+    assert json.loads(run("sample", folder, "-n", 2, "--json"))["calls"] == 2
+    assert json.loads(run("sample", folder, "-n", 2, "--threshold", 1, "--json"))["calls"] == 25

@@ -7,7 +7,9 @@ has no path to keep to; its law on normal data is carried exactly, and its error
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from ornstein import exact, grids
 from ornstein.data.digits import images
 from ornstein.denoisers import DenoiserLike
+from ornstein.errors import NumericalError
 from ornstein.linearised import Linearised
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Gaussian
@@ -35,6 +38,8 @@ from ornstein.samplers import (
     steps_within,
     usual,
 )
+from ornstein.samplers.recipes import landing
+from ornstein.schedules import RectifiedFlow
 
 Times = Callable[[Sampler, int], Tensor]
 """(sampler, steps) -> a grid."""
@@ -73,7 +78,7 @@ class Contender:
 @dataclass(frozen=True)
 class Score:
     """What a contender made of `asked` calls: the error, median and root mean square over examples of the root mean square
-    over components, in model units; seconds per call and batch, the denoiser's included."""
+    over components, in model units; seconds a step of the whole batch, the denoiser's included."""
 
     name: str
     asked: int
@@ -96,17 +101,19 @@ def path_scores(
 ) -> Iterator[Score]:
     """Scores of samplers of the ODE that carry `start` (n, *d), the states at time `begin`, towards `truth` at t = 0.
 
-    Every grid begins at that time, whatever its own first one.
-
-    Raises `ConfigurationError` on a sampler that cannot make its steps, `NumericalError` where it leaves the finite numbers.
+    Every grid is made to begin at that time, in place of its own first one and of those above. Where a sampler leaves the finite
+    numbers there is no score. Raises `ConfigurationError` on a sampler that cannot make its steps.
     """
     for contender in contenders:
         for asked in calls:
-            if (found := contender.at(asked)) is not None:
-                found[1][0] = begin
-                drawn = sample(denoiser, found[0], start=start, grid=found[1], cond=cond)
-                median, rms = distance(drawn.x, truth)
-                yield Score(contender.name, asked, drawn.calls, *found, median, rms, drawn.seconds / drawn.calls)
+            if (found := contender.at(asked)) is None:
+                continue
+            sampler, times = found
+            times = torch.cat([times.new_tensor([begin]), times[1:][times[1:] < begin]])
+            with suppress(NumericalError):
+                drawn = sample(denoiser, sampler, start=start, grid=times, cond=cond)
+                seconds = drawn.seconds / steps_of(denoiser.process, times)
+                yield Score(contender.name, asked, drawn.calls, sampler, times, *distance(drawn.x, truth), seconds)
 
 
 def law_scores(process: Gaussian, contenders: Iterable[Contender], calls: Sequence[int]) -> Iterator[Score]:
@@ -114,14 +121,30 @@ def law_scores(process: Gaussian, contenders: Iterable[Contender], calls: Sequen
     for contender in contenders:
         for asked in calls:
             if (found := contender.at(asked)) is not None:
-                began = time.perf_counter()
-                made, (_, variance) = law_of(process, *found)
-                off = abs(math.sqrt(variance) - math.sqrt(VARIANCE))
-                yield Score(contender.name, asked, made, *found, off, off, (time.perf_counter() - began) / made)
+                law = law_of(process, *found)
+                off = abs(math.sqrt(law.variance) - math.sqrt(VARIANCE))
+                yield Score(
+                    contender.name, asked, law.calls, *found, off, off, law.seconds / steps_of(process, found[1])
+                )
 
 
-def law_of(process: Gaussian, sampler: Sampler, grid: Tensor) -> tuple[int, tuple[float, float]]:
-    """The calls of a run, and the mean and variance of one component at its end, on data N(MEAN, VARIANCE).
+def steps_of(process: Gaussian, times: Tensor) -> int:
+    """How many steps a grid has, the landing included."""
+    visited, lands = landing(process, times.tolist())
+    return len(visited) - 1 + lands
+
+
+class Law(NamedTuple):
+    """Mean and variance of one component at the end of a run, its calls and its wall-clock time."""
+
+    mean: float
+    variance: float
+    calls: int
+    seconds: float
+
+
+def law_of(process: Gaussian, sampler: Sampler, grid: Tensor) -> Law:
+    """The law at the end of a run on data N(MEAN, VARIANCE).
 
     Every step is x <- a x + b z + c there, so the end is too, in all its draws: one row is run without noise from 0, one from 1,
     and one from 0 for each draw, which sees a 1 in that draw alone. The variance is the sum of the squares of what they add.
@@ -133,11 +156,13 @@ def law_of(process: Gaussian, sampler: Sampler, grid: Tensor) -> tuple[int, tupl
     rows = 2 + counted.draws
     start = torch.zeros(rows, 1, dtype=torch.float64)
     start[1] = 1.0
+    began = time.perf_counter()
     *_, last = sample_steps(denoiser, sampler, start, grid, _Impulses(rows))  # type: ignore[arg-type]
+    seconds = time.perf_counter() - began
     rest, *moved = last.x.flatten().tolist()
     first, *draws = (value - rest for value in moved)
     begun = float(process.level(float(grid[0])).sigma)
-    return last.calls, (rest, (first * begun) ** 2 + sum(v * v for v in draws))
+    return Law(rest, (first * begun) ** 2 + sum(v * v for v in draws), last.calls, seconds)
 
 
 class _Impulses:
@@ -156,7 +181,7 @@ class _Impulses:
 
 def distance(x: Tensor, truth: Tensor) -> tuple[float, float]:
     """Median and root mean square over examples (n, *d) of the root mean square difference over components."""
-    off = (x.double() - truth.double()).square().flatten(1).mean(1).sqrt()
+    off = (x.cpu().double() - truth.cpu().double()).square().flatten(1).mean(1).sqrt()
     return float(off.median()), float(off.square().mean().sqrt())
 
 
@@ -166,10 +191,17 @@ def begun(process: Gaussian, shape: Sequence[int], seed: int, dtype: torch.dtype
     return begin, process.prior(shape, Noise(seed, shape[0]), begin, dtype)
 
 
-def solved(denoiser: DenoiserLike, begin: float, start: Tensor) -> Tensor:
-    """The end of the path of an exact denoiser, to a tolerance of 1e-10."""
-    ends = torch.tensor([begin, denoiser.process.schedule.t_min], dtype=torch.float64)
-    return sample(denoiser, RK45(EXACT, EXACT), start=start, grid=ends).x
+def solved(name: str, process: Gaussian, begin: float, start: Tensor) -> Tensor:
+    """The end, at sigma = 0, of the paths of an exact target, to a tolerance of 1e-10.
+
+    In y = x / alpha against sigma / alpha all schedules are one, so it is found under rectified flow, whose sigma(0) is 0.
+    """
+    flow = Gaussian(RectifiedFlow())
+    alpha, _, log_snr = process.level(begin)
+    first = float(flow.schedule.time_at(log_snr))
+    ends = torch.tensor([first, 0.0], dtype=torch.float64)
+    there = start / alpha * flow.level(first).alpha
+    return sample(target(name, flow), RK45(EXACT, EXACT), start=there, grid=ends).x
 
 
 def finely(denoiser: DenoiserLike, begin: float, start: Tensor, cond: Tensor | None = None) -> tuple[Tensor, float]:
@@ -208,6 +240,7 @@ def ode_contenders(process: Gaussian, measured: Linearised | None = None) -> lis
         Contender("DPM-Solver++ of order 3, karras", Multistep(3, "x0"), karras),
         Contender("UniPC of order 3, log_snr", Multistep(3, "x0", corrector=True), even),
         Contender("DEIS of order 3, karras", Multistep(3), karras),
+        Contender("PLMS, uniform", Multistep(4, variable="t", exact=False), _law(process, grids.uniform)),
         Contender("LMS, karras", Multistep(4, variable="sigma"), karras),
         Contender("EAB of order 4, focused", Multistep(4), focused),
     ]

@@ -115,7 +115,7 @@ class Mixture:
 
     def _at_times(self, of: Callable[[Tensor, Time], Tensor], x_t: Tensor, t: Time) -> Tensor:
         """of(x, t) in float64. Where components or the base are not round, rows of times of their own are taken one by one."""
-        x = x_t.double().flatten(1)
+        x, t = x_t.double().flatten(1), t if isinstance(t, Tensor) and t.ndim else float(t)
         if isinstance(t, float) or self._round:
             return of(x, t)
         return torch.cat([of(row[None], float(s)) for row, s in zip(x, as_time(t), strict=True)])

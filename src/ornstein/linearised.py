@@ -10,6 +10,8 @@ readings tell: for the posterior mean, E |eps|^2 = d - mmse / r^2, and the Jacob
 
     J = E |eps|^2 / (d r).
 
+With a base N(mu, Sigma) all this is said of the whitened readings, whose Sigma is I.
+
 So a sampler can be run on this model in place of the denoiser (`Linearised`). Its state is then a sum of the fine readings, a
 run takes as many numbers as there are fine times, and its error at the end is a quadratic form in the readings' inner
 products. No call of the denoiser is needed to try a grid, and `optimal` tries a few hundred. What the curvature of the
@@ -35,8 +37,8 @@ from ornstein.schedules.base import Time
 
 CALLS = 160
 POINTS = 64
-AT_ONCE = 1 << 26
-"""Numbers of the readings that are held at once: 256 MiB."""
+AT_ONCE = 1 << 24
+"""Readings that are held at once: 128 MiB in float64, and half of it twice while they are gathered."""
 DOUBTS = (0.5, 1.0, 1.5)
 """A grid is judged by the root mean square error under these multiples of J, whose true size depends on the direction."""
 STRIDES = (8, 4, 2, 1)
@@ -118,9 +120,16 @@ class Linearised:
         return self.process.estimate(x_t, t, eps=eps + slopes * (x_t / self.process.level(t).alpha - y))
 
     def error(self, sampler: Sampler, grid: Tensor) -> float:
-        """The model's error at the end of the grid, per component, in units of x_0: the geometric mean over trajectories."""
-        if sampler.stochastic:
-            raise ConfigurationError(f"got {sampler}, which draws noise, expected a sampler of the ODE")
+        """The model's error at the end of the grid, per component, in units of x_0: the geometric mean over trajectories.
+
+        They begin where `times` do, so that is where every grid is taken to begin.
+        """
+        if sampler.stochastic or math.isinf(sampler.stages):
+            raise ConfigurationError(
+                f"got {sampler}, expected a sampler of the ODE, without noise, with a fixed number of calls a step: Heun(), "
+                "Multistep()"
+            )
+        grid = torch.cat([self.times[:1], grid[1:]])
         start = torch.zeros(len(DOUBTS), len(self.times), dtype=torch.float64)
         *_, last = sample_steps(self, sampler, start, grid, Noise(0, len(DOUBTS)))
         off = (last.x - self._end).T
@@ -166,7 +175,8 @@ def _readings(denoiser: DenoiserLike, shape: tuple[int, ...], cond: Tensor | Non
 
         def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
             estimate = denoiser(x_t, t, cond, keep)
-            kept.append(estimate.eps.flatten(1).cpu())
+            eps = estimate.eps if estimate.process.base is None else estimate.process.base.whiten(estimate.eps)
+            kept.append(eps.flatten(1).cpu())
             return estimate
 
     cond = None if cond is None else cond.to(rng.device)

@@ -1,4 +1,4 @@
-"""Independent truths for the tests of laws: closed forms at 50 digits, fixed noise, affine maps by evaluation."""
+"""Independent truths for the tests of laws: closed forms at 50 digits, fixed noise, affine maps, a law by quadrature."""
 
 import copy
 import itertools
@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable
 
 import mpmath as mp
+import numpy as np
 import torch
 from torch import Tensor
 
 import ornstein as orn
+from ornstein import exact
+from ornstein.noise import Noise
 from ornstein.processes import Normal as Base
+from ornstein.samplers import sample
 
 mp.mp.dps = 50
 T_VALUES = (1e-6, 1e-4, 0.01, 0.3, 0.5, 0.9, 1 - 1e-4, 1 - 1e-6)
@@ -98,6 +102,23 @@ def affine_step(sampler, denoiser, t: float, s: float) -> tuple[float, float, fl
     return out[1] - out[0], out[2] - out[0], out[0]
 
 
+def affine_law(sampler, denoiser, t: float, s: float, draws: int) -> tuple[float, float, float]:
+    """(a, b^2, c) of one step x -> a x + b z + c on a scalar, from its value at two x and under each unit draw."""
+    zeros = [torch.zeros(2, 1, dtype=torch.float64)] * draws
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    c, ac = sampler.step(denoiser, x, t, s, None, Fixed(*zeros))[0].flatten().tolist()
+    noisy = sampler.step(denoiser, torch.zeros(draws, 1, dtype=torch.float64), t, s, None, unit_noise(draws, 1))[0]
+    return ac - c, float(((noisy - c) ** 2).sum()), c
+
+
+def carried_variance(sampler, denoiser, pairs, draws: int, variance: float) -> float:
+    """The variance carried exactly through steps of several draws each."""
+    for t, s in pairs:
+        a, b, _ = affine_law(sampler, denoiser, t, s, draws)
+        variance = a * a * variance + b
+    return variance
+
+
 def moments(sampler, denoiser, times: list[float], mean: float, variance: float) -> tuple[float, float]:
     """Mean and variance carried exactly through the steps of a sampler without memory."""
     for t, s in itertools.pairwise(times):
@@ -136,6 +157,40 @@ PAIRS = [(0.9, 0.4), (0.5, 0.47), (0.3, 0.05)]
 
 def mean_of(base: str) -> torch.Tensor:
     return torch.zeros(D, dtype=torch.float64) if base == "none" else MU
+
+
+# Data on a line: a normal law, and a mixture of two
+MEAN, VARIANCE = 0.6, 0.25
+MEANS, VARIANCES, WEIGHTS = np.array([-0.9, 0.7]), np.array([0.05, 0.2]), np.array([0.4, 0.6])
+
+
+def exact_normal(process, variance: float = VARIANCE, mean: float = MEAN, size: int = 1) -> exact.Normal:
+    return exact.Normal(process, torch.full((size,), mean, dtype=torch.float64), variance)
+
+
+def exact_mixture(process, variances: np.ndarray = VARIANCES) -> exact.Mixture:
+    return exact.Mixture(process, *(torch.from_numpy(v) for v in (MEANS[:, None], variances, WEIGHTS)))
+
+
+def normal_marginal(process, t: float) -> tuple[float, float]:
+    """Mean and variance of x_t for the normal law."""
+    alpha, sigma = level(process.schedule, t)
+    return alpha * MEAN, alpha**2 * VARIANCE + sigma**2
+
+
+# What the tests of bad input hand to samplers
+ZEROS = torch.zeros(2, 1, dtype=torch.float64)
+LADDER = orn.Gaussian(orn.GeometricVE(0.05, 5.0))
+NO_DENSITY = orn.Denoiser(torch.nn.Identity(), orn.Gaussian(orn.LinearVP()), "v")
+
+
+def one_step(sampler, t: float = 0.5, s: float = 0.5, denoiser=None):
+    return sampler.step(denoiser or exact_normal(LADDER), ZEROS, t, s, None, Noise(0, 2))
+
+
+def run_on_flow(sampler, times: tuple[float, ...] = (0.9, 0.5)):
+    denoiser = exact_normal(orn.Gaussian(orn.RectifiedFlow()))
+    return sample(denoiser, sampler, start=ZEROS, grid=torch.tensor(times, dtype=torch.float64))
 
 
 def awake(network: torch.nn.Module) -> torch.nn.Module:

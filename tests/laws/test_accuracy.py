@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import SCHEDULES, level, moments, numbers
+from helpers import SCHEDULES, level, moments
 
 import ornstein as orn
 from ornstein import accuracy, grids
@@ -20,7 +20,7 @@ FOCUSED = accuracy.Contender("usual", None, lambda sampler, steps: grids.focused
 def test_the_law_of_a_run_by_its_steps_one_by_one(sampler, name):
     """Mean and variance carried through affine steps that are found at each step anew, in place of impulses through the run."""
     process, grid = orn.Gaussian(SCHEDULES[name]), grids.karras(orn.Gaussian(SCHEDULES[name]), 7)
-    calls, (mean, variance) = accuracy.law_of(process, sampler, grid)
+    law = accuracy.law_of(process, sampler, grid)
     denoiser = orn.exact.Normal(process, torch.tensor([accuracy.MEAN]).double(), accuracy.VARIANCE)
     begun = level(process.schedule, float(grid[0]))[1] ** 2
     truth = moments(sampler, denoiser, grid.tolist(), 0.0, begun)
@@ -28,36 +28,40 @@ def test_the_law_of_a_run_by_its_steps_one_by_one(sampler, name):
         at = torch.tensor([[0.0], [1.0]]).double()
         rest, one = denoiser(at, float(grid[-1])).x0.flatten().tolist()
         truth = rest + (one - rest) * truth[0], (one - rest) ** 2 * truth[1]
-    assert mean == pytest.approx(truth[0], rel=1e-9)
-    assert variance == pytest.approx(truth[1], rel=1e-9)
-    assert calls in ((7,) if sampler.stages == 1 else (13,))
+    assert law.mean == pytest.approx(truth[0], rel=1e-9)
+    assert law.variance == pytest.approx(truth[1], rel=1e-9)
+    assert law.calls in ((7,) if sampler.stages == 1 else (13,))
 
 
 def test_the_law_of_a_multistep_run_by_samples():
     """With a memory, steps one by one do not tell: 200,000 draws, to five standard errors."""
     process = orn.Gaussian(orn.LinearVP())
     sampler, grid = orn.Multistep(2, "x0", exact=False, noise=1.0), grids.karras(process, 9)
-    _, (mean, variance) = accuracy.law_of(process, sampler, grid)
+    mean, variance, *_ = accuracy.law_of(process, sampler, grid)
     denoiser = orn.exact.Normal(process, torch.tensor([accuracy.MEAN]).double(), accuracy.VARIANCE)
     x = orn.sample(denoiser, sampler, n=200_000, grid=grid, seed=3, batch_size=50_000).x.double()
     assert float(x.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / 2e5))
     assert float(x.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / 2e5))
 
 
-def test_ends_of_exact_paths():
-    """Of the normal target in closed form; of the mixture, that the ends are distributed as the data."""
-    process = orn.Gaussian(orn.LinearVP())
-    denoiser = accuracy.target("normal", process)
+@pytest.mark.parametrize("name", ["linear", "edm", "ve", "table-linear", "table-cosine", "flow"])
+def test_ends_of_exact_paths(name):
+    """At sigma = 0 whatever the schedule's first level: the normal target's in closed form."""
+    process = orn.Gaussian(SCHEDULES[name])
     begin, start = accuracy.begun(process, (6, 4), 0, torch.float64)
     alpha, sigma = level(process.schedule, begin)
     stretch = math.sqrt(accuracy.VARIANCE / (alpha**2 * accuracy.VARIANCE + sigma**2))
     truth = accuracy.MEAN + stretch * (start - alpha * accuracy.MEAN)
-    assert torch.allclose(accuracy.solved(denoiser, begin, start), truth, atol=1e-7)
+    assert torch.allclose(accuracy.solved("normal", process, begin, start), truth, atol=1e-7)
     assert process.level(begin).log_snr == pytest.approx(max(-2 * math.log(160), process.level(1.0).log_snr))
+
+
+def test_the_other_targets():
+    """The ends of the mixture's paths are distributed as its data: the radius is nearly normal, of std 0.2."""
+    process = orn.Gaussian(orn.LinearVP())
     begin, start = accuracy.begun(process, (400, 2), 0, torch.float64)
-    ends = accuracy.solved(accuracy.target("mixture", process), begin, start)
-    nearest = (ends.norm(dim=1) - 1.5).abs()
-    assert float(nearest.median()) == pytest.approx(0.2 * 0.6745, rel=0.2)  # the radius is nearly normal, of std 0.2
+    nearest = (accuracy.solved("mixture", process, begin, start).norm(dim=1) - 1.5).abs()
+    assert float(nearest.median()) == pytest.approx(0.2 * 0.6745, rel=0.2)
     assert accuracy.target("digits", process).means.shape == (1797, 64)
 
 
@@ -65,7 +69,7 @@ def test_scores_are_errors_at_the_calls_asked_for():
     process = orn.Gaussian(orn.LinearVP())
     denoiser = accuracy.target("normal", process)
     begin, start = accuracy.begun(process, (5, 4), 0, torch.float64)
-    truth = accuracy.solved(denoiser, begin, start)
+    truth = accuracy.solved("normal", process, begin, start)
     karras = accuracy.Contender("Heun", orn.Heun(), lambda sampler, steps: grids.karras(process, steps))
     scores = list(accuracy.path_scores(denoiser, [FOCUSED, karras], (2, 8, 12), begin, start, truth))
     assert [(s.name, s.asked, s.calls) for s in scores] == [
@@ -88,21 +92,41 @@ def test_scores_are_errors_at_the_calls_asked_for():
     assert math.isnan(accuracy.seen_order(scores[:1]))
 
 
+def test_grids_begin_where_the_paths_do_and_what_fails_has_no_score():
+    process = orn.Gaussian(orn.RectifiedFlow())
+    denoiser = accuracy.target("normal", process)
+    begin, start = accuracy.begun(process, (3, 4), 0, torch.float64)
+    times = torch.tensor([1.0, 0.999, 0.5, 0.0], dtype=torch.float64)  # begin is sigma / alpha = 160, at .994
+
+    class Failing:
+        def __init__(self):
+            self.process = process
+
+        def __call__(self, x_t, t, cond=None, keep=None):
+            return process.estimate(x_t, t, x0=x_t * math.nan)
+
+    own = accuracy.Contender("own", orn.Euler(), lambda sampler, steps: times)
+    (score,) = accuracy.path_scores(denoiser, [own], (4,), begin, start, start)
+    assert score.times.tolist() == [begin, 0.5, 0.0]
+    assert score.calls == 2
+    assert list(accuracy.path_scores(Failing(), [own], (4,), begin, start, start)) == []
+
+
 def test_a_fine_solution_knows_its_own_error():
     process = orn.Gaussian(orn.CosineVP())
     denoiser = accuracy.target("mixture", process)
     begin, start = accuracy.begun(process, (20, 2), 4, torch.float64)
     found, known = accuracy.finely(denoiser, begin, start)
-    truth = accuracy.solved(denoiser, begin, start)
+    truth = accuracy.solved("mixture", process, begin, start)
     assert accuracy.distance(found, truth)[0] < known < 1e-4
 
 
 def test_every_contender_of_a_bench_can_be_run():
     process = orn.Gaussian(orn.EDM())
-    denoiser = orn.exact.Mixture(process, numbers(3, 2), 0.1)
+    denoiser = accuracy.target("mixture", process)
     measured = grids.Linearised(denoiser, n=4, calls=40)
     begin, start = accuracy.begun(process, (4, 2), 0, torch.float64)
-    truth = accuracy.solved(denoiser, begin, start)
+    truth = accuracy.solved("mixture", process, begin, start)
     lists = accuracy.ode_contenders(process, measured), accuracy.network_contenders(process, measured)
     for contenders in lists:
         found = list(accuracy.path_scores(denoiser, contenders, (9, 30), begin, start, truth))

@@ -147,6 +147,6 @@ def test_round_components_are_those_of_full_variances(variances):
     round_ones = exact.Mixture(process, means, variances)
     full = exact.Mixture(process, means, variances.reshape(-1, 1, 1).expand(4, 2, 3))
     x, times = numbers(6, 2, 3, seed=6), torch.linspace(0.05, 0.9, 6).double()
-    for t in (0.3, times):
+    for t in (0.3, times, 1, torch.tensor(0.4)):
         assert torch.allclose(round_ones(x, t).x0, full(x, t).x0, atol=1e-10)
         assert torch.allclose(round_ones.log_density(x, t), full.log_density(x, t), atol=1e-10)

@@ -203,3 +203,41 @@ def test_bad_recipes_are_refused(case):
     make, message = BAD[case]
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["linear", "flow", "edm"])
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_the_corrector_is_predict_read_correct(prediction, name):
+    """Written out, as UniPC prints it: step by the readings so far, read there, make the step again with that reading among them,
+    go on from the mended state. On a grid so coarse that every factor shows."""
+    process = orn.Gaussian(SCHEDULES[name])
+    denoiser = exact.Mixture(process, torch.tensor([[-0.9], [0.7]]).double(), 0.1)
+    grid = [0.9, 0.6, 0.35, 0.2]
+    x = start = numbers(5, 1) * float(process.level(0.9).sigma) + 0.1
+    places, values = [], []
+
+    def moved(x, t, s, values, places):
+        (alpha_t, sigma_t, log_t), (alpha_s, sigma_s, log_s) = process.level(t), process.level(s)
+        h = (log_s - log_t) / 2
+        nodes = [(place - log_t / 2) / h for place in places]
+        mean = sum(w * v for w, v in zip(weights(nodes, h if prediction == "eps" else -h), values, strict=True))
+        if prediction == "eps":
+            return alpha_s / alpha_t * x + (sigma_s - sigma_t * alpha_s / alpha_t) * mean
+        return sigma_s / sigma_t * x + (alpha_s - alpha_t * sigma_s / sigma_t) * mean
+
+    predicted = x
+    for i, t in enumerate(grid):
+        reading, place = denoiser(predicted, t).reading(prediction), float(process.level(t).log_snr) / 2
+        if i:
+            x = moved(x, grid[i - 1], t, [reading, *values[:2]], [place, *places[:2]])
+        values, places = [reading, *values], [place, *places]
+        if t != grid[-1]:
+            predicted = moved(x, t, grid[i + 1], values[:2], places[:2])
+    found = sample(
+        denoiser,
+        Multistep(2, prediction, corrector=True),
+        start=start,
+        grid=torch.tensor(grid, dtype=torch.float64),
+        trajectory=1,
+    )
+    assert torch.allclose(found.x, predicted, rtol=1e-9, atol=1e-10)

@@ -10,7 +10,7 @@ from helpers import SCHEDULES, affine_step, level, numbers
 
 import ornstein as orn
 from ornstein import exact
-from ornstein.errors import ConfigurationError
+from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
 from ornstein.processes import Normal as Base
 from ornstein.samplers import Ancestral, Euler, Heun, Multistep, sample, sample_steps
@@ -239,3 +239,26 @@ def test_the_usual_sampler_is_a_rule_in_the_number_of_calls():
     assert torch.equal(kept[0][1], start)
     with pytest.raises(ConfigurationError, match="calls=0"):
         sample(denoiser, n=3, calls=0)
+
+
+def test_the_usual_sampler_of_a_grid_goes_by_its_calls():
+    """A grid of 12 times that lands on the data makes 11 calls, one that ends on noise 12."""
+    for schedule, corrector in ((orn.CosineVP(), False), (orn.EDM(), True)):
+        process = orn.Gaussian(schedule)
+        grid = orn.grids.uniform(process, 11 if corrector is False else 12)
+        assert len(grid) == 12
+        found = sample(normal(process, 2), n=3, grid=grid)
+        assert found.calls == (12 if corrector else 11)
+        assert torch.equal(found.x, sample(normal(process, 2), Multistep(3, corrector=corrector), n=3, grid=grid).x)
+
+
+def test_a_failure_that_does_not_come_again_is_an_error_too():
+    class Once:
+        process, calls = orn.Gaussian(orn.EDM()), 0
+
+        def __call__(self, x_t, t, cond=None, keep=None):
+            self.calls += 1
+            return self.process.estimate(x_t, t, x0=x_t * (math.nan if self.calls == 3 else 0.5))
+
+    with pytest.raises(NumericalError, match="not when it was run again"):
+        sample(Once(), Euler(), n=2, shape=(2,), steps=5)

@@ -1,5 +1,7 @@
 """`ornstein bench`: how exact every sampler is at a number of calls, on exact targets or on a trained run."""
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli import recipes, scores
+from ornstein.cli import recommendations, scores
 from ornstein.cli.common import Outcome, hint, parse, say
 from ornstein.errors import ConfigurationError
 
@@ -15,12 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.accuracy import Contender, Score
-    from ornstein.checkpoints import Model
+    from ornstein.linearised import Linearised
     from ornstein.processes import Gaussian
 
 PROG = "ornstein bench"
 EXACT_CALLS, RUN_CALLS = (5, 8, 12, 20, 30, 50), (5, 6, 8, 10, 12, 15, 20, 25)
 EXACT_POINTS, RUN_POINTS = 64, 32
+EXACT_MOST, RUN_MOST = 160, 100  # calls: of the fine times of `optimal`; half of those of the fine solution
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class Options:
     schedule: str = "LinearVP()"
     """Without RUN: the schedule of the exact targets."""
     sampler: Annotated[tuple[str, ...], arg(metavar="CALL", **hint("default: all"))] = ()
-    """These samplers in place of all, named as for `ornstein sample`."""
+    """These samplers in place of all, named as for `ornstein sample`; nothing is then kept with a run."""
     grid: Annotated[str, arg(metavar="CALL")] = "karras"
-    """The grid of those of --sampler; optimal is the one made for the denoiser."""
+    """The grid of those of --sampler, its first time moved to the start of the paths; optimal is made for the denoiser."""
     n: Annotated[int | None, arg(aliases=["-n"], **hint(f"default: {EXACT_POINTS}; of a run {RUN_POINTS}"))] = None
     """How many starting points."""
     seed: int = 0
@@ -71,41 +74,69 @@ class Options:
 def main(argv: list[str]) -> Outcome:
     """Bench as a command line says. Raises `OrnsteinError`."""
     options: Options = parse(Options, argv, PROG)
-    _check(options)
-    from ornstein.cli.train import free_name
-
-    name = options.out
-    if name is None:
-        folder = Path() if options.run is None else options.run
-        name = free_name(folder, "bench", ".csv").with_suffix("")
-    if options.run is None:
-        return _of_targets(options, name)
-    return _of_run(options, options.run, name)
+    name = _checked(options)
+    return _of_targets(options, name) if options.run is None else _of_run(options, options.run, name)
 
 
-def _check(options: Options) -> None:
-    """Raise `ConfigurationError` on options that do not fit, before anything is computed."""
+def _checked(options: Options) -> Path:
+    """The name of what to write. Raises `ConfigurationError` on options that do not fit, before anything is computed."""
     from ornstein import specs
-    from ornstein.samplers import Sampler
-    from ornstein.schedules import Schedule
+    from ornstein.cli.train import free_name
+    from ornstein.processes import Gaussian
+    from ornstein.schedules import EDM, Schedule
 
-    if options.calls is not None and (not options.calls or min(options.calls) < 2):
-        raise ConfigurationError(f"got --calls {' '.join(map(str, options.calls))}, expected numbers of at least 2")
+    most, calls = EXACT_MOST if options.run is None else RUN_MOST, options.calls or EXACT_CALLS
+    if options.calls is not None and not (options.calls and min(calls) >= 2 and max(calls) <= most):
+        raise ConfigurationError(
+            f"got --calls {' '.join(map(str, options.calls))}, expected numbers of 2 to {most}: beyond that "
+            f"{'no grid is made' if options.run is None else 'a fine solution is not known well enough'}"
+        )
     if options.n is not None and options.n < 1:
         raise ConfigurationError(f"got -n {options.n}, expected at least 1")
-    if options.error is not None and options.run is None:
-        raise ConfigurationError("got --error without RUN, which it is for; expected `ornstein bench RUN --error ...`")
     if options.error is not None and not options.error > 0:
         raise ConfigurationError(f"got --error {options.error:g}, expected a positive number")
-    if options.run is not None and options.schedule != Options.schedule:
-        raise ConfigurationError("got --schedule with RUN, which has its own; expected one of them")
+    _refuse_idle(options)
     specs.construct(options.schedule, Schedule)
-    for text in options.sampler:
-        specs.construct(text, Sampler)
+    for sampler in _samplers(options):
+        if sampler.stochastic or math.isinf(sampler.stages):
+            raise ConfigurationError(
+                f"got --sampler {sampler}, expected a deterministic sampler of a fixed number of calls a step: a path to keep to"
+            )
     if options.grid != "optimal":
-        recipes.grid_law(options.grid)
-    if options.out is not None and options.out.with_suffix(".csv").exists():
-        raise ConfigurationError(f"{options.out.with_suffix('.csv')} exists already; give another name")
+        recommendations.grid_law(options.grid, ("optimal",))(Gaussian(EDM()), 4)
+    folder = Path() if options.run is None else options.run
+    name = options.out or free_name(folder, "bench", ".csv").with_suffix("")
+    for path in (scores.table_path(name), *name.parent.glob(f"{name.name}*.png")):
+        if path.exists():
+            raise ConfigurationError(f"{path} exists already; give another name")
+    if name.parent.exists() and not os.access(name.parent, os.W_OK):
+        raise ConfigurationError(f"{name.parent} cannot be written to; give another place: --out NAME")
+    return name
+
+
+def _refuse_idle(options: Options) -> None:
+    """Raise `ConfigurationError` on an option that would do nothing."""
+    usual, of_run, exact = Options(), options.run is not None, options.run is None
+    for name, idle, why in (
+        ("schedule", of_run, "RUN, which has its own"),
+        ("targets", of_run, "RUN, whose network is benched"),
+        ("error", exact, "no RUN, which it is for"),
+        ("device", exact, "no RUN, whose network it is for"),
+        ("ema", exact, "no RUN, whose weights it is for"),
+        ("grid", not options.sampler, "no --sampler, whose grid it is"),
+        ("error", bool(options.sampler), "--sampler, with which nothing is kept"),
+    ):
+        if idle and getattr(options, name) != getattr(usual, name):
+            raise ConfigurationError(f"got --{name} with {why}; leave it out")
+    if not options.targets:
+        raise ConfigurationError("got --targets without a name, expected normal, mixture or digits")
+
+
+def _samplers(options: Options) -> list[Any]:
+    from ornstein import specs
+    from ornstein.samplers import Sampler
+
+    return [specs.construct(text, Sampler) for text in options.sampler]
 
 
 def _of_targets(options: Options, name: Path) -> Outcome:
@@ -118,7 +149,7 @@ def _of_targets(options: Options, name: Path) -> Outcome:
     from ornstein.schedules import Schedule
 
     process = Gaussian(specs.construct(options.schedule, Schedule))
-    calls, texts = options.calls or EXACT_CALLS, []
+    calls, texts = sorted(set(options.calls or EXACT_CALLS)), []
     rows: list[tuple[str, Score]] = []
     for target in options.targets:
         denoiser = accuracy.target(target, process)
@@ -126,7 +157,7 @@ def _of_targets(options: Options, name: Path) -> Outcome:
             process, (options.n or EXACT_POINTS, *denoiser.shape), options.seed, torch.float64
         )
         say(f"{target}: the exact ends of {len(start)} paths")
-        truth = accuracy.solved(denoiser, begin, start)
+        truth = accuracy.solved(target, process, begin, start)
         measured = Linearised(denoiser)
         contenders = _own(options, process, measured) or accuracy.ode_contenders(process, measured)
         runs = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth)
@@ -160,7 +191,7 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     from ornstein.devices import pick_device
 
     model = checkpoints.load(run, pick_device(options.device), options.ema)
-    denoiser, n, calls = model.denoiser, options.n or RUN_POINTS, options.calls or RUN_CALLS
+    denoiser, n, calls = model.denoiser, options.n or RUN_POINTS, sorted(set(options.calls or RUN_CALLS))
     device = next(iter(model.parameters())).device
     cond = model.labels(n).to(device) if is_conditional(model) else None
     begin, start = accuracy.begun(denoiser.process, (n, *(denoiser.shape or ())), options.seed, torch.float32)
@@ -172,17 +203,17 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     contenders = _own(options, denoiser.process, measured) or accuracy.network_contenders(denoiser.process, measured)
     runs = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth, cond)
     found = _followed(runs, len(contenders) * len(calls))
-    best = [min((s for s in found if s.asked == c), key=lambda s: s.median, default=None) for c in calls]
-    kept = _recommended(model, [score for score in best if score is not None], options.error)
-    path = recipes.write(run, kept)
-    written = [*scores.write(name, [("", score) for score in found], f"{run}, step {model.step}"), str(path)]
+    written = scores.write(name, [("", score) for score in found], f"{run}, step {model.step}")
+    kept = _recommendations(model.step, options, found)
+    if not options.sampler:
+        written.append(str(recommendations.write(run, kept)))
     result = {
         "run": str(run),
         "step": model.step,
         "n": n,
         "fine_solution_known_to": known,
         "scores": [scores.record(None, score) for score in found],
-        "best": [{k: v for k, v in vars(recipe).items() if k != "times"} for recipe in kept.recipes],
+        "best": [{k: v for k, v in vars(best).items() if k != "times"} for best in kept.best],
         "error_wanted": options.error,
         "calls": kept.calls,
         "written": written,
@@ -194,50 +225,47 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     return Outcome(result, "\n".join(lines), options.json)
 
 
-def _own(options: Options, process: "Gaussian", measured: Any) -> "list[Contender]":
+def _own(options: Options, process: "Gaussian", measured: "Linearised") -> "list[Contender]":
     """The contenders that --sampler and --grid name."""
-    from ornstein import specs
     from ornstein.accuracy import Contender
-    from ornstein.samplers import Sampler
 
     def times(sampler: Any, steps: int) -> "Tensor":
-        return (
-            measured.grid(sampler, steps)
-            if options.grid == "optimal"
-            else recipes.grid_law(options.grid)(process, steps)
-        )
+        if options.grid == "optimal":
+            return measured.grid(sampler, steps)
+        return recommendations.grid_law(options.grid)(process, steps)
 
-    samplers = [specs.construct(text, Sampler) for text in options.sampler]
-    for sampler in samplers:
-        if sampler.stochastic or sampler.stages == float("inf"):
-            raise ConfigurationError(
-                f"got --sampler {sampler}, expected a deterministic sampler of a fixed number of calls a step: a path to keep to"
-            )
-    return [Contender(f"{text}, {options.grid}", s, times) for text, s in zip(options.sampler, samplers, strict=True)]
+    named = zip(options.sampler, _samplers(options), strict=True)
+    return [Contender(f"{text}, {options.grid}", sampler, times) for text, sampler in named]
 
 
 def _followed(runs: "Iterator[Score]", total: int) -> "list[Score]":
+    """The scores, with a bar. Raises `ConfigurationError` where there is none."""
     from tqdm import tqdm
 
-    return list(tqdm(runs, total=total, unit="run", leave=False))
+    found = list(tqdm(runs, total=total, unit="run", leave=False))
+    if not found:
+        raise ConfigurationError(
+            "got no score: no sampler makes two steps within --calls, or all leave the finite numbers"
+        )
+    return found
 
 
-def _recommended(model: "Model", best: "Sequence[Score]", wanted: float | None) -> recipes.Recommended:
-    """The best of each number of calls, as long as more calls are better, and the least calls that reach the error."""
-    kept: list[recipes.Recipe] = []
-    for score in best:
-        if not kept or score.median < kept[-1].median:
-            times = score.times.tolist()
-            kept.append(recipes.Recipe(score.asked, score.name, str(score.sampler), times, score.median, score.rms))
-    enough = [recipe.calls for recipe in kept if wanted is not None and recipe.median <= wanted]
-    return recipes.Recommended(model.step, min(enough, default=None), kept)
+def _recommendations(step: int, options: Options, found: "Sequence[Score]") -> recommendations.Recommendations:
+    """The best at each number of calls, and the least calls that reach the error."""
+    kept: list[recommendations.Recommendation] = []
+    for calls in sorted({score.asked for score in found}):
+        best = min((score for score in found if score.asked == calls), key=lambda score: score.median)
+        times = best.times.tolist()
+        kept.append(recommendations.Recommendation(calls, best.name, str(best.sampler), times, best.median, best.rms))
+    enough = [best.calls for best in kept if options.error is not None and best.median <= options.error]
+    return recommendations.Recommendations(step, options.ema, min(enough, default=None), kept)
 
 
-def _advice(kept: recipes.Recommended, wanted: float | None) -> Iterator[str]:
+def _advice(kept: recommendations.Recommendations, wanted: float | None) -> Iterator[str]:
     yield "best at each number of calls (median, root mean square):"
-    for recipe in kept.recipes:
-        yield f"  {recipe.calls:3} calls  {recipe.median:.2g}  {recipe.rms:.2g}  {recipe.name}"
+    for best in kept.best:
+        yield f"  {best.calls:3} calls  {best.median:.2g}  {best.rms:.2g}  {best.name}"
     if wanted is not None and kept.calls is None:
-        yield f"no sampler reached an error of {wanted:g}, the least is {kept.recipes[-1].median:.2g}: try more --calls"
+        yield f"no sampler reached an error of {wanted:g}, the least is {min(b.median for b in kept.best):.2g}: try more --calls"
     elif wanted is not None:
         yield f"an error of {wanted:g} takes {kept.calls} calls, which `ornstein sample` makes from now on"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from ornstein.cli import recipes
+from ornstein.cli import recommendations
 from ornstein.cli.common import hint, say
 from ornstein.errors import ConfigurationError, NumericalError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ornstein.checkpoints import Model
     from ornstein.clipping import Clipped
     from ornstein.parallel import Group
-    from ornstein.samplers import Sampler, Samples
+    from ornstein.samplers import Sampler, Samples, State
 
 CALLS = 25
 
@@ -62,9 +62,21 @@ class Chosen:
     origin: str
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """What there is when drawing fails: the samples finished before, in raw units, and the last good state of this process's
+    batch, in model units; None where there is none."""
+
+    samples: "Tensor | None"
+    state: "State | None"
+
+
 def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
-    """The sampler and the times for --sampler, --grid and --steps or --calls: where none of the first three is given, those that
-    `ornstein bench` found for the run, if it did. Raises `ConfigurationError` on options that do not fit."""
+    """The sampler and the times for --sampler, --grid and --steps or --calls.
+
+    Where none of the first three is given, nor --threshold, they are those that `ornstein bench` found for the run and this
+    number of calls, if it did. Raises `ConfigurationError` on options that do not fit.
+    """
     from ornstein import grids, specs
     from ornstein.samplers import Sampler, recipe
 
@@ -76,28 +88,27 @@ def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
         raise ConfigurationError(
             f"got --threshold {options.threshold:g}, expected a quantile below 1, such as 0.995, or 1 to clamp"
         )
-    if options.sampler is None and options.grid is None and options.steps is None:
-        found = _recommended(model, run, options.calls)
+    if all(given is None for given in (options.sampler, options.grid, options.steps, options.threshold)):
+        found = _recommended(model, run, options)
         if found is not None:
             return found
     named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
     sampler, grid = recipe(model.process, named, options.steps, options.calls)
     if options.grid is not None:
-        grid = recipes.grid_law(options.grid)(model.process, len(grid) - grids.lands_on_data(model.process))
+        grid = recommendations.grid_law(options.grid)(model.process, len(grid) - grids.lands_on_data(model.process))
     return Chosen(sampler, grid, "usual" if named is None else "named")
 
 
-def _recommended(model: "Model", run: Path, calls: int | None) -> Chosen | None:
-    found = recipes.read(run)
-    if found is None:
+def _recommended(model: "Model", run: Path, options: SamplingOptions) -> Chosen | None:
+    found = recommendations.read(run)
+    if found is None or found.ema != options.ema:
         return None
-    best = found.within(calls if calls is not None else found.calls if found.calls is not None else CALLS)
+    best = found.at(next(calls for calls in (options.calls, found.calls, CALLS) if calls is not None))
     if best is None:
         return None
     if found.step != model.step:
-        say(
-            f"note: {run / recipes.FILE} is of step {found.step}; `ornstein bench {run}` makes it anew for step {model.step}"
-        )
+        path = run / recommendations.FILE
+        say(f"note: {path} is of step {found.step}; `ornstein bench {run}` makes it anew for step {model.step}")
     return Chosen(*best.objects(), f"bench: {best.name}")
 
 
@@ -110,7 +121,7 @@ def draw(
     group: "Group | None" = None,
 ) -> "Samples":
     """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model, `NumericalError` on
-    NaN: its `last` is then the samples finished before (None where there are none) and the last good state of the batch.
+    NaN: its `last` is then an `Unfinished`.
 
     The processes of a group take batches in turn, the same batches as one process would: so the samples are the same. The
     main process returns all of them, the others some.
@@ -131,25 +142,28 @@ def draw(
     group, size = group or Group(), options.batch_size
     device, began = next(iter(model.parameters())).device, time.perf_counter()
     parts: list[Tensor] = []
-    calls = 0
-    rounds = range(0, n, size * group.size)
+    calls, rounds = 0, range(0, n, size * group.size)
+    silent = None if group.main else True
     with (
-        tqdm(
-            total=len(rounds) * len(chosen.grid), unit="step", leave=False, disable=None if group.main else True
-        ) as bar,
+        tqdm(total=len(rounds) * len(chosen.grid), unit="step", leave=False, disable=silent) as bar,
         autocast(resolve_precision(options.precision, device), device),
     ):
         for begin in rounds:
             first = min(n, begin + size * group.rank)
-            rows = range(first, min(n, first + size))
+            rows, failed = range(first, min(n, first + size)), None
             try:
                 drawn = _batch(denoiser, chosen, options.seed, rows, labels, bar.update)
+                calls, x = max(calls, drawn.calls), drawn.x.cpu()
             except NumericalError as error:
-                error.last = torch.cat(parts) if parts else None, error.last
-                raise
-            calls = max(calls, drawn.calls)
-            parts += [part for part in group.all(drawn.x.cpu()) if len(part) and group.main]
-    return Samples(torch.cat(parts) if parts else drawn.x.cpu(), calls, time.perf_counter() - began)
+                failed, x = error, torch.empty(0)
+            shared = group.all(
+                (x, None if failed is None else str(failed))
+            )  # so that no process waits for one that failed
+            parts += [part for part, _ in shared if len(part) and group.main]
+            for said in (said for _, said in shared if said is not None):
+                state = None if failed is None else failed.last
+                raise NumericalError(said, last=Unfinished(torch.cat(parts) if parts else None, state))
+    return Samples(torch.cat(parts) if parts else x, calls, time.perf_counter() - began)
 
 
 def _batch(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse
-from ornstein.cli.drawing import SamplingOptions, choose, draw, is_conditional
+from ornstein.cli.drawing import SamplingOptions, Unfinished, choose, draw, is_conditional
 from ornstein.cli.outputs import destination, write, write_arrays
 from ornstein.errors import ConfigurationError, NumericalError
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> Outcome:
         try:
             drawn = draw(model, chosen, options.sampling, options.n, labels, group)
         except NumericalError as error:
-            raise _unfinished(path, error) from None
+            raise (_unfinished(path, error) if group.main else error) from None
         if group.main:
             write(path, drawn.x, labels, model)
         group.leave()
@@ -110,18 +110,17 @@ def _labels(options: Options, model: "Model", path: Path) -> "Tensor | None":
 
 
 def _unfinished(path: Path, error: NumericalError) -> NumericalError:
-    """What was drawn before a failure, and the last good state of the batch that failed, are kept beside `path`."""
+    """The error, what was drawn before it and the last good state of the batch being kept beside `path`."""
     import numpy as np
 
-    finished, state = error.last
-    arrays = {} if finished is None else {"samples": finished.numpy()}
-    if state is not None:
-        arrays |= {"state": state.x.float().cpu().numpy(), "t": np.float64(state.t)}
+    found: Unfinished = error.last
+    arrays = {} if found.samples is None else {"samples": found.samples.numpy()}
+    parts = [] if found.samples is None else [f"the {len(found.samples)} samples finished before (samples)"]
+    if found.state is not None:
+        arrays |= {"state": found.state.x.float().cpu().numpy(), "t": np.float64(found.state.t)}
+        parts.append("the last good state of the others, in model units (state, t)")
     if not arrays:
         return error
     kept = path.with_name(f"{path.name}.unfinished.npz")
     write_arrays(kept, arrays)
-    count = 0 if finished is None else len(finished)
-    return NumericalError(
-        f"{error}; {kept} holds the {count} samples finished before, and the last good state of the others"
-    )
+    return NumericalError(f"{error}; {kept} holds {' and '.join(parts)}")

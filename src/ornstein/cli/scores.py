@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def table(head: str, scores: "Iterable[Score]", calls: Sequence[int]) -> str:
-    """A row a sampler: its error at each number of calls, the order seen between the last two, microseconds a call."""
+    """A row a sampler: its error at each number of calls, the order seen between the last two, microseconds a step."""
     from ornstein.accuracy import seen_order
 
     named: dict[str, dict[int, Score]] = {}
     for score in scores:
         named.setdefault(score.name, {})[score.asked] = score
     width = max(map(len, named), default=0)
-    lines = [head, " " * width + "".join(f"{c:>9}" for c in calls) + f"{'order':>8}{'declared':>10}{'us/call':>9}"]
+    lines = [head, " " * width + "".join(f"{c:>9}" for c in calls) + f"{'order':>8}{'declared':>10}{'us/step':>9}"]
     for name, row in named.items():
         cells = "".join(f"{row[c].median:9.2g}" if c in row else " " * 9 for c in calls)
         last = list(row.values())[-2:]
@@ -39,8 +39,13 @@ def record(where: str | None, score: "Score") -> dict[str, Any]:
         "calls": score.calls,
         "median": score.median,
         "rms": score.rms,
-        "us_per_call": round(1e6 * score.seconds, 1),
+        "us_per_step": round(1e6 * score.seconds, 1),
     }
+
+
+def table_path(name: Path) -> Path:
+    """NAME.csv."""
+    return name.with_name(f"{name.name}.csv")
 
 
 def write(name: Path, rows: "Sequence[tuple[str, Score]]", title: str) -> list[str]:
@@ -50,7 +55,7 @@ def write(name: Path, rows: "Sequence[tuple[str, Score]]", title: str) -> list[s
     from ornstein.files import atomic_write
     from ornstein.plots.curves import lines_picture, require_matplotlib
 
-    table = name.with_suffix(".csv")
+    table = table_path(name)
     records = [record(where, score) for where, score in rows]
     with atomic_write(table) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(records[0]))

@@ -88,7 +88,7 @@ class UniformLogSNR:
         schedule = process.schedule
         high, low = schedule.cut(self.sigma_min, self.sigma_max)
         if not low < high:
-            most, least = schedule.cut(math.ulp(0.0), math.inf)
+            most, least = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).tolist()
             raise ConfigurationError(
                 f"got {self!r} for {schedule!r}, whose sigma / alpha runs from {math.exp(-most / 2):.3g} to "
                 f"{math.exp(-least / 2):.3g}; expected a range that meets it"

@@ -18,8 +18,8 @@ from torch import Tensor
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
-from ornstein.processes.gaussian import Estimate, Gaussian
-from ornstein.samplers.recipes import recipe
+from ornstein.processes.gaussian import Estimate
+from ornstein.samplers.recipes import landing, recipe
 from ornstein.schedules.base import Time
 
 
@@ -93,7 +93,7 @@ def sample_steps(
     after the time before 0 on a table, and after a single time.
     """
     counted, memory = Counted(denoiser, cond), None
-    times, lands = _landing(counted.process, grid.tolist())
+    times, lands = landing(counted.process, grid.tolist())
     yield State(0, times[0], x, 0)
     for count, (t, s) in enumerate(pairwise(times), start=1):
         with torch.no_grad():
@@ -199,7 +199,7 @@ def _follow(
 
 
 def _name_the_step(states: Iterator[State]) -> None:
-    """Replay a run that left the finite numbers, to name the step where it did. Raises `NumericalError` with the state before."""
+    """Replay a run that left the finite numbers, to name the step. Raises `NumericalError`, with the state before that."""
     before = None
     for state in states:
         if not torch.isfinite(state.x).all():
@@ -212,20 +212,10 @@ def _name_the_step(states: Iterator[State]) -> None:
                 last=before,
             )
         before = state
-
-
-def _landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:
-    """The times to visit, and whether x = estimate.x0 follows the last: where a falling grid ends on noise at the data end.
-
-    That end is the schedule's first time; below it (0 on a table) lies the data itself, so the last time visited is the
-    one before. A single time is a single call.
-    """
-    first = process.schedule.t_min
-    if len(times) > 1 and times[-2] >= first > times[-1]:
-        return times[:-1], True
-    falling = len(times) == 1 or times[0] > times[-1]
-    at_end = len(times) == 1 or times[-1] == first
-    return times, falling and at_end and float(process.level(times[-1]).sigma) > 0
+    raise NumericalError(
+        "sampling left the finite numbers, but not when it was run again with the same seed: the denoiser does not give the same "
+        "answer twice (dropout in training mode, kernels that do not repeat)"
+    )
 
 
 def shape_of(

@@ -40,8 +40,15 @@ def recipe(
     if sum(v is not None for v in (steps, calls, grid)) > 1:
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
     if grid is not None:
-        sampler = usual(len(grid)) if sampler is None else sampler
-        return sampler, _checked(grid, sampler)
+        grid = _checked(grid)
+        times, lands = landing(process, grid.tolist())
+        sampler = usual(len(times) - 1 + lands) if sampler is None else sampler
+        if sampler.stochastic and grid[0] < grid[-1]:
+            raise ConfigurationError(
+                f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
+                "Heun(), Multistep() or Ancestral(eta=0.0)"
+            )
+        return sampler, grid
     law = grids.focused if sampler is None else grids.karras
     if sampler is not None and math.isinf(sampler.stages) and calls is None and steps is None:
         return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
@@ -50,19 +57,18 @@ def recipe(
     return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
 
 
-def _checked(grid: Tensor, sampler: "Sampler") -> Tensor:
+def _checked(grid: Tensor) -> Tensor:
     grid = torch.as_tensor(grid, dtype=torch.float64)
     if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
-        raise ConfigurationError("got a grid that is not one axis of times in [0, 1]")
+        span = f" from {float(grid.min()):g} to {float(grid.max()):g}" if grid.numel() else ""
+        raise ConfigurationError(
+            f"got a grid of shape {tuple(grid.shape)}{span}, expected one axis of times from 1 (noise) to 0 (data), such as that "
+            "of grids.karras(process, steps)"
+        )
     rises = grid[1:] - grid[:-1]
     if not ((rises < 0).all() or (rises > 0).all()):
         raise ConfigurationError(
             "got a grid that is not strictly monotone, expected falling (or rising, to encode) times"
-        )
-    if sampler.stochastic and (rises > 0).any():
-        raise ConfigurationError(
-            f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
-            "Heun(), Multistep() or Ancestral(eta=0.0)"
         )
     return grid
 
@@ -77,3 +83,17 @@ def steps_within(calls: int, sampler: "Sampler") -> int:
             "or a sampler of a fixed number of calls a step, such as Heun() or Multistep()"
         )
     return (calls - 1) // int(sampler.stages) + 1
+
+
+def landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:
+    """The times to visit, and whether x = estimate.x0 follows the last: where a falling grid ends on noise at the data end.
+
+    That end is the schedule's first time; below it (0 on a table) lies the data itself, so the last time visited is the
+    one before. A single time is a single call.
+    """
+    first = process.schedule.t_min
+    if len(times) > 1 and times[-2] >= first > times[-1]:
+        return times[:-1], True
+    falling = len(times) == 1 or times[0] > times[-1]
+    at_end = len(times) == 1 or times[-1] == first
+    return times, falling and at_end and float(process.level(times[-1]).sigma) > 0

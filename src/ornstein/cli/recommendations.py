@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ FILE = "sampling.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The sampler and the times that served a run best at this many calls, and its error: median and root mean square."""
+class Recommendation:
+    """The sampler and the times that served a run best at this many calls, and their error: median and root mean square."""
 
     calls: int
     name: str
@@ -37,22 +38,35 @@ class Recipe:
 
         return specs.construct(self.sampler, Sampler), torch.tensor(self.times, dtype=torch.float64)
 
+    def check(self) -> None:
+        """Raise ValueError where this is none."""
+        times = self.times
+        whole = isinstance(self.calls, int) and isinstance(self.name, str) and isinstance(times, list)
+        if not whole or not times or not all(isinstance(t, float) and 0 <= t <= 1 for t in times):
+            raise ValueError("a recommendation without its calls, its name or its times")
+        if not all(s < t for t, s in pairwise(times)):
+            raise ValueError("times that do not fall")
+        self.objects()
+
 
 @dataclass(frozen=True)
-class Recommended:
-    """What `ornstein bench` found for a run at training step `step`: by number of calls, and the number to take, where asked."""
+class Recommendations:
+    """What `ornstein bench` found for the weights of a run: at training step `step`, by the average `ema` (None: the usual one).
+
+    best: by the number of calls. calls: the number to make where none is asked for, None for the usual one.
+    """
 
     step: int
+    ema: float | None
     calls: int | None
-    recipes: list[Recipe]
+    best: list[Recommendation]
 
-    def within(self, calls: int) -> Recipe | None:
-        """The recipe of most calls that makes at most `calls`."""
-        fits = [recipe for recipe in self.recipes if recipe.calls <= calls]
-        return max(fits, key=lambda recipe: recipe.calls, default=None)
+    def at(self, calls: int) -> Recommendation | None:
+        """The recommendation for exactly this many calls."""
+        return next((found for found in self.best if found.calls == calls), None)
 
 
-def write(run: Path, found: Recommended) -> Path:
+def write(run: Path, found: Recommendations) -> Path:
     """Write RUN/sampling.json, whole or not at all."""
     from ornstein.files import atomic_write
 
@@ -61,17 +75,18 @@ def write(run: Path, found: Recommended) -> Path:
     return run / FILE
 
 
-def read(run: Path) -> Recommended | None:
+def read(run: Path) -> Recommendations | None:
     """What was found for a run, None where it was not benched. Raises `CheckpointError` on a damaged file."""
     path = run / FILE
     if not path.exists():
         return None
     try:
         body = json.loads(path.read_text())
-        recipes = [Recipe(**recipe) for recipe in body.pop("recipes")]
-        found = Recommended(recipes=recipes, **body)
-        for recipe in recipes:
-            recipe.objects()
+        found = Recommendations(**{**body, "best": [Recommendation(**each) for each in body["best"]]})
+        if not isinstance(found.step, int) or not isinstance(found.calls, int | None):
+            raise ValueError("step or calls are no whole numbers")
+        for each in found.best:
+            each.check()
         return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -80,8 +95,10 @@ def read(run: Path) -> Recommended | None:
         ) from None
 
 
-def grid_law(text: str) -> "Callable[[Gaussian, int], Tensor]":
-    """The grid that --grid names: a function of process and steps. Raises `ConfigurationError` on a name that is none."""
+def grid_law(text: str, others: tuple[str, ...] = ()) -> "Callable[[Gaussian, int], Tensor]":
+    """The grid that --grid names: a function of process and steps. Raises `ConfigurationError` on a name that is none.
+
+    `others` are names that the caller knows itself."""
     from ornstein import grids, specs
 
     spec = specs.parse(text)
@@ -98,7 +115,8 @@ def grid_law(text: str) -> "Callable[[Gaussian, int], Tensor]":
         )
     }
     if spec.name not in laws:
-        raise ConfigurationError(f"unknown grid '{spec.name}', expected {', '.join(laws)}{nearest(spec.name, laws)}")
+        known = [*laws, *others]
+        raise ConfigurationError(f"unknown grid '{spec.name}', expected {', '.join(known)}{nearest(spec.name, known)}")
 
     def law(process: "Gaussian", steps: int) -> "Tensor":
         try:
