@@ -431,11 +431,13 @@ def test_sigterm_saves_like_ctrl_c(tmp_path):
 
 def test_a_long_gradient_is_cut_to_the_clip_and_a_short_one_left(tmp_path):
     """What the optimiser sees, against the definition g min(1, clip / |g|)."""
-    raw = [p.grad.clone() for p in gradients(experiment.create(options(steps=1), tmp_path / "first"))]
+    raw = [
+        p.grad.clone() for p in gradients(experiment.create(options(steps=1, precision="float32"), tmp_path / "first"))
+    ]
     norm = torch.cat([g.flatten() for g in raw]).norm()
     for share in (0.01, 0.7, 2.0):
         clip = share * float(norm)
-        made = experiment.create(options(steps=1, clip=clip), tmp_path / f"run-{share}")
+        made = experiment.create(options(steps=1, clip=clip, precision="float32"), tmp_path / f"run-{share}")
         run, seen = made.run, []
         optimise = run.optimiser.step
         run.optimiser.step = lambda: (seen.extend(p.grad.clone() for p in run.parameters), optimise())  # noqa: B023
