@@ -41,7 +41,6 @@ AT_ONCE = 1 << 24
 """Readings that are held at once: 128 MiB in float64, and half of it twice while they are gathered."""
 DOUBTS = (0.5, 1.0, 1.5)
 """A grid is judged by the root mean square error under these multiples of J, whose true size depends on the direction."""
-STRIDES = (8, 4, 2, 1)
 FINE = Multistep(3, corrector=True)
 
 
@@ -112,8 +111,8 @@ class Linearised:
         """The estimate for each of DOUBTS, which are the rows of x_t; between fine times the model is the cubic through four."""
         place = self.process.level(t).log_snr
         first = min(max(bisect_left(self._places, place) - 2, 0), len(self.times) - 4)
-        near = range(first, first + 4)
-        shares = [math.prod((place - p) / (self._places[j] - p) for p in self._near(near, j)) for j in near]
+        near = self._places[first : first + 4]
+        shares = [math.prod((place - p) / (q - p) for p in near if p != q) for q in near]
         row = torch.tensor(shares, dtype=torch.float64) @ self._table[first : first + 4]
         eps, y, slope = row.split([len(self.times)] * 2 + [1])
         slopes = slope * torch.tensor(DOUBTS, dtype=torch.float64)[:, None]
@@ -137,29 +136,24 @@ class Linearised:
         return float(squares.clamp(min=torch.finfo(torch.float64).tiny).log().mean().div(2).exp())
 
     def grid(self, sampler: Sampler, steps: int) -> Tensor:
-        """The times of `steps` steps for which `error` is least: the two ends stay, each time between them is moved among the
-        fine ones, from those of `focused` on, as long as that helps."""
+        """The times of `steps` steps for which `error` is least: the two ends stay, each time between them moves to a neighbour
+        among the fine ones, from those of `focused` on, as long as that helps."""
         most = len(self.times)
         if not 1 <= steps <= most:
             raise ConfigurationError(f"got steps={steps}, expected 1 to {most}, the fine times that were measured")
         places = [round(k * (most - 1) / max(1, steps - 1)) for k in range(steps)]
-        best = self.error(sampler, self._at(places))
-        for stride in STRIDES:
-            moved = True
-            while moved:
-                moved = False
-                for k in range(1, steps - 1):
-                    for by in (stride, -stride):
-                        if not places[k - 1] < places[k] + by < places[k + 1]:
-                            continue
-                        tried = [*places[:k], places[k] + by, *places[k + 1 :]]
-                        error = self.error(sampler, self._at(tried))
-                        if error < best:
-                            places, best, moved = tried, error, True
+        best, moved = self.error(sampler, self._at(places)), True
+        while moved:
+            moved = False
+            for k in range(1, steps - 1):
+                for place in (places[k] + 1, places[k] - 1):
+                    if not places[k - 1] < place < places[k + 1]:
+                        continue
+                    tried = [*places[:k], place, *places[k + 1 :]]
+                    error = self.error(sampler, self._at(tried))
+                    if error < best:
+                        places, best, moved = tried, error, True
         return self._at(places)
-
-    def _near(self, near: range, j: int) -> list[float]:
-        return [self._places[k] for k in near if k != j]
 
     def _at(self, places: list[int]) -> Tensor:
         times = self.times[places]
