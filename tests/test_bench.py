@@ -133,6 +133,7 @@ def test_without_an_error_wanted_the_calls_stay_and_an_old_bench_is_noted(run, r
 def test_what_cannot_be_benched(refused, run, runs, tmp_path):
     for words, said in (
         (["--calls", 1], "got --calls 1"),
+        (["--calls", "a"], "got 'a' for --calls, expected a whole number"),
         (["-n", 0], "got -n 0"),
         (["--calls", 161], "got --calls 161, expected numbers of 2 to 160"),
         ([runs / "toy", "--calls", 101], "expected numbers of 2 to 100"),

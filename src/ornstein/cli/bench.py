@@ -44,16 +44,22 @@ class Options:
     """The run folder."""
     calls: Annotated[
         tuple[int, ...] | None,
-        arg(**hint(f"default: {' '.join(map(str, EXACT_CALLS))}; of a run {' '.join(map(str, RUN_CALLS))}")),
+        arg(
+            metavar="INT ...",
+            **hint(f"default: {' '.join(map(str, EXACT_CALLS))}; of a run {' '.join(map(str, RUN_CALLS))}"),
+        ),
     ] = None
     """Numbers of network calls, at most that many being made."""
     error: Annotated[float | None, arg(**hint())] = None
     """With RUN: the error wanted, in units of the model; `ornstein sample` then makes the least calls that reach it."""
-    targets: tuple[Literal["normal", "mixture", "digits"], ...] = ("normal", "mixture", "digits")
+    targets: Annotated[
+        tuple[Literal["normal", "mixture", "digits"], ...],
+        arg(metavar="NAME ...", **hint("default: normal mixture digits")),
+    ] = ("normal", "mixture", "digits")
     """Without RUN: which exact targets."""
     schedule: str = "LinearVP()"
     """Without RUN: the schedule of the exact targets."""
-    sampler: Annotated[tuple[str, ...], arg(metavar="CALL", **hint("default: all"))] = ()
+    sampler: Annotated[tuple[str, ...], arg(metavar="CALL ...", **hint("default: all"))] = ()
     """These samplers in place of all, named as for `ornstein sample`; nothing is then kept with a run."""
     grid: Annotated[str, arg(metavar="CALL")] = "karras"
     """The grid of those of --sampler, its first time moved to the start of the paths; optimal is made for the denoiser."""

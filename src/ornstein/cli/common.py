@@ -119,6 +119,7 @@ def _plain(box: str) -> str:
         r"^invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)$", r"got \1 for \2, expected \3", message
     )
     kinds = {"INT": "a whole number", "FLOAT": "a number"}
+    message = re.sub(r"\{\[(\w+) \[\1 \.\.\.\]\]\}", r"\1", message)  # some of a type
     wrong = re.fullmatch(r"Error parsing (\S+): no type matching (\w+) could be instantiated from \['(.*)'\]", message)
     if wrong:
         return f"got '{wrong[3]}' for {wrong[1]}, expected {kinds.get(wrong[2], wrong[2])}"
