@@ -87,7 +87,10 @@ def test_a_run_keeps_the_best_and_samples_by_it(run, runs, tmp_path, name):
     assert found["calls"] == 4
     assert {s["asked"] for s in found["scores"]} == {4, 8}
     kept = recommendations.read(folder)
-    assert (kept.step, kept.ema, kept.calls) == (8, None, 4)
+    model = checkpoints.load(folder)
+    assert (kept.step, kept.ema, kept.calls) == (8, model.ema, 4)
+    assert "now makes 4 calls" in run("bench", folder, *BENCH, "--error", 1e9)
+    kept = recommendations.read(folder)
     assert [best.calls for best in kept.best] == [4, 8]
     for best in kept.best:
         assert best.median == min(s["median"] for s in found["scores"] if s["asked"] == best.calls)
@@ -106,9 +109,8 @@ def test_a_run_keeps_the_best_and_samples_by_it(run, runs, tmp_path, name):
         said = json.loads(run("sample", folder, "-n", 2, "--calls", calls, "--json"))
         assert said["origin"] == origin
         assert said["calls"] in (calls, calls - 1)
-    assert json.loads(run("sample", folder, "-n", 2, "--ema", model.config["options"]["training"]["ema"][0], "--json"))[
-        "origin"
-    ] == ("usual")
+    own = json.loads(run("sample", folder, "-n", 2, "--ema", model.ema, "--json"))
+    assert own["origin"] == drawn["origin"]  # the average that is used anyway
     assert "calls each" in run("evaluate", folder, "-n", 20)
 
 
@@ -123,11 +125,18 @@ def test_without_an_error_wanted_the_calls_stay_and_an_old_bench_is_noted(run, r
     assert kept.calls is None
     assert [best.calls for best in kept.best] == [4, 8]
     assert json.loads(run("sample", folder, "-n", 2, "--json"))["origin"] == "usual"  # 25 calls were not benched
-    assert "no sampler reached an error of 1e-12" in run("bench", folder, *BENCH, "--error", 1e-12)
-    recommendations.write(folder, recommendations.Recommendations(5, None, 4, kept.best))
     capsys.readouterr()
     assert cli.main(["sample", str(folder), "-n", "2"]) == 0
-    assert "is of step 5" in capsys.readouterr().err
+    assert "is not used: it knows 4 8 calls, not 25" in capsys.readouterr().err
+    assert "no sampler reached an error of 1e-12" in run("bench", folder, *BENCH, "--error", 1e-12)
+    for step, ema, said in (
+        (5, kept.ema, "is used, but it is of step 5"),
+        (8, 0.7, "is not used: it is of the average 0.7"),
+    ):
+        recommendations.write(folder, recommendations.Recommendations(step, ema, 4, kept.best))
+        capsys.readouterr()
+        assert cli.main(["sample", str(folder), "-n", "2"]) == 0
+        assert said in capsys.readouterr().err
 
 
 def test_what_cannot_be_benched(refused, run, runs, tmp_path):
@@ -136,6 +145,8 @@ def test_what_cannot_be_benched(refused, run, runs, tmp_path):
         (["--calls", "a"], "got 'a' for --calls, expected a whole number"),
         (["-n", 0], "got -n 0"),
         (["--calls", 161], "got --calls 161, expected numbers of 2 to 160"),
+        (["--grid", "karras"], "got --grid with no --sampler"),
+        (["-n", 100_000], "expected 1 to 10000"),
         ([runs / "toy", "--calls", 101], "expected numbers of 2 to 100"),
         (["--error", 0.1], "got --error with no RUN"),
         (["--ema", 0.1], "got --ema with no RUN"),
@@ -218,6 +229,13 @@ def test_adaptive_steps_from_the_command_line(run, refused, runs):
     found = json.loads(run("sample", runs / "alone", "-n", 3, "--sampler", "RK45(rtol=1e-2, atol=1e-2)", "--json"))
     assert 6 < found["calls"] < 200
     assert "as its tolerances ask for" in refused("sample", runs / "alone", "--sampler", "RK45", "--calls", 20)
+    assert "whose steps are its own" in refused("sample", runs / "alone", "--sampler", "RK45", "--grid", "karras")
+    assert "at most" in run("sample", runs / "alone", "-n", 2, "--sampler", "RK45")
+
+
+def test_calls_that_make_no_step(refused, runs):
+    assert "expected at least calls=101" in refused("sample", runs / "alone", "--sampler", "AnnealedLangevin")
+    assert "optimal is made for one network" in refused("sample", runs / "alone", "--grid", "optimal")
 
 
 def test_what_was_drawn_before_a_failure_is_kept(refused, runs, tmp_path, monkeypatch):
@@ -253,6 +271,7 @@ def test_the_sampler_and_the_grid_of_a_bench_are_not_those_of_a_thresholded_run(
     folder = tmp_path / "labels"
     shutil.copytree(runs / "labels", folder)
     found = recommendations.Recommendation(25, "x", "Heun()", [1.0, 0.5, 0.0], 0.1, 0.1)
-    recommendations.write(folder, recommendations.Recommendations(8, None, None, [found]))
+    ema = checkpoints.load(folder).ema
+    recommendations.write(folder, recommendations.Recommendations(8, ema, None, [found]))
     assert json.loads(run("sample", folder, "-n", 2, "--json"))["calls"] == 2
     assert json.loads(run("sample", folder, "-n", 2, "--threshold", 1, "--json"))["calls"] == 25

@@ -119,6 +119,7 @@ CONFIGURATION = {
     "calls": (lambda: sample(NORMAL, calls=0), "calls=0", "at least 1"),
     "steps": (lambda: sample(NORMAL, steps=0), "steps=0", "at least 1"),
     "grid axis": (lambda: sample(NORMAL, grid=torch.ones(2, 2)), "shape (2, 2)", "one axis of times from 1"),
+    "grid name": (lambda: sample(NORMAL, grid="karras"), "the grid 'karras'", "such as grids.karras(process, steps)"),
     "grid range": (
         lambda: sample(NORMAL, grid=torch.tensor([1.5, 0.5])),
         "from 0.5 to 1.5",

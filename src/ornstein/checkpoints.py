@@ -42,6 +42,8 @@ class Model:
     classes: tuple[str, ...]
     config: dict[str, Any]
     step: int
+    ema: float | None = None
+    """Which of the run's averages these weights are, by its length."""
 
     @property
     def process(self) -> Gaussian:
@@ -208,7 +210,7 @@ def load(run: Path | str, device: torch.device | str = "cpu", ema: float | None 
         raise ConfigurationError(f"got ema={ema:g}, expected one of {', '.join(f'{x:g}' for x in lengths)} of this run")
     load_network(denoiser.network, tensors, f"average.{ema:g}")
     denoiser.to(device).eval()
-    return Model(denoiser, scaling, tuple(config["model"]["classes"]), config, int(counters["step"]))
+    return Model(denoiser, scaling, tuple(config["model"]["classes"]), config, int(counters["step"]), ema)
 
 
 def _sum_of(path: Path) -> str:

@@ -153,6 +153,10 @@ def test_calls_are_counted_and_never_exceed_the_wish(sampler, name):
 
     for calls in (1, 2, 3, 6, 7):
         made = 0
+        if 1 < calls <= sampler.stages:  # more than the landing, less than a step and the landing
+            with pytest.raises(ConfigurationError, match=f"expected at least calls={sampler.stages + 1}"):
+                sample(Spy(), sampler, n=2, calls=calls)
+            continue
         found = sample(Spy(), sampler, n=2, calls=calls)
         assert found.calls == made
         assert calls - sampler.stages < made <= calls

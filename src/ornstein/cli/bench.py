@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.accuracy import Contender, Score
+    from ornstein.checkpoints import Model
     from ornstein.linearised import Linearised
     from ornstein.processes import Gaussian
 
 PROG = "ornstein bench"
 EXACT_CALLS, RUN_CALLS = (5, 8, 12, 20, 30, 50), (5, 6, 8, 10, 12, 15, 20, 25)
-EXACT_POINTS, RUN_POINTS = 64, 32
+EXACT_POINTS, RUN_POINTS, MOST_POINTS = 64, 32, 10_000
 EXACT_MOST, RUN_MOST = 160, 100  # calls: of the fine times of `optimal`; half of those of the fine solution
 
 
@@ -61,7 +62,7 @@ class Options:
     """Without RUN: the schedule of the exact targets."""
     sampler: Annotated[tuple[str, ...], arg(metavar="CALL ...", **hint("default: all"))] = ()
     """These samplers in place of all, named as for `ornstein sample`; nothing is then kept with a run."""
-    grid: Annotated[str, arg(metavar="CALL")] = "karras"
+    grid: Annotated[str | None, arg(metavar="CALL", **hint("default: karras"))] = None
     """The grid of those of --sampler, its first time moved to the start of the paths; optimal is made for the denoiser."""
     n: Annotated[int | None, arg(aliases=["-n"], **hint(f"default: {EXACT_POINTS}; of a run {RUN_POINTS}"))] = None
     """How many starting points."""
@@ -97,8 +98,8 @@ def _checked(options: Options) -> Path:
             f"got --calls {' '.join(map(str, options.calls))}, expected numbers of 2 to {most}: beyond that "
             f"{'no grid is made' if options.run is None else 'a fine solution is not known well enough'}"
         )
-    if options.n is not None and options.n < 1:
-        raise ConfigurationError(f"got -n {options.n}, expected at least 1")
+    if options.n is not None and not 1 <= options.n <= MOST_POINTS:
+        raise ConfigurationError(f"got -n {options.n}, expected 1 to {MOST_POINTS}")
     if options.error is not None and not options.error > 0:
         raise ConfigurationError(f"got --error {options.error:g}, expected a positive number")
     _refuse_idle(options)
@@ -108,13 +109,12 @@ def _checked(options: Options) -> Path:
             raise ConfigurationError(
                 f"got --sampler {sampler}, expected a deterministic sampler of a fixed number of calls a step: a path to keep to"
             )
-    if options.grid != "optimal":
+    if options.grid not in (None, "optimal"):
         recommendations.grid_law(options.grid, ("optimal",))(Gaussian(EDM()), 4)
     folder = Path() if options.run is None else options.run
     name = options.out or free_name(folder, "bench", ".csv").with_suffix("")
-    for path in (scores.table_path(name), *name.parent.glob(f"{name.name}*.png")):
-        if path.exists():
-            raise ConfigurationError(f"{path} exists already; give another name")
+    name = name.with_suffix("") if name.suffix in (".csv", ".png") else name
+    scores.refuse_existing(name, () if options.run is not None else options.targets)
     if name.parent.exists() and not os.access(name.parent, os.W_OK):
         raise ConfigurationError(f"{name.parent} cannot be written to; give another place: --out NAME")
     return name
@@ -210,7 +210,7 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     runs = accuracy.path_scores(denoiser, contenders, calls, begin, start, truth, cond)
     found = _followed(runs, len(contenders) * len(calls))
     written = scores.write(name, [("", score) for score in found], f"{run}, step {model.step}")
-    kept = _recommendations(model.step, options, found)
+    kept = _recommendations(model, options, found)
     if not options.sampler:
         written.append(str(recommendations.write(run, kept)))
     result = {
@@ -227,7 +227,7 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     head = (
         f"{run}, step {model.step}: the median over {n} points of the distance to a fine solution, known to {known:.1g}"
     )
-    lines = [scores.table(head, found, calls), "", *_advice(kept, options.error), f"written: {', '.join(written)}"]
+    lines = [scores.table(head, found, calls), "", *_advice(kept, options), f"written: {', '.join(written)}"]
     return Outcome(result, "\n".join(lines), options.json)
 
 
@@ -236,12 +236,10 @@ def _own(options: Options, process: "Gaussian", measured: "Linearised") -> "list
     from ornstein.accuracy import Contender
 
     def times(sampler: Any, steps: int) -> "Tensor":
-        if options.grid == "optimal":
-            return measured.grid(sampler, steps)
-        return recommendations.grid_law(options.grid)(process, steps)
+        return measured.grid(sampler, steps) if grid == "optimal" else recommendations.grid_law(grid)(process, steps)
 
-    named = zip(options.sampler, _samplers(options), strict=True)
-    return [Contender(f"{text}, {options.grid}", sampler, times) for text, sampler in named]
+    grid, named = options.grid or "karras", zip(options.sampler, _samplers(options), strict=True)
+    return [Contender(f"{text}, {grid}", sampler, times) for text, sampler in named]
 
 
 def _followed(runs: "Iterator[Score]", total: int) -> "list[Score]":
@@ -256,7 +254,7 @@ def _followed(runs: "Iterator[Score]", total: int) -> "list[Score]":
     return found
 
 
-def _recommendations(step: int, options: Options, found: "Sequence[Score]") -> recommendations.Recommendations:
+def _recommendations(model: "Model", options: Options, found: "Sequence[Score]") -> recommendations.Recommendations:
     """The best at each number of calls, and the least calls that reach the error."""
     kept: list[recommendations.Recommendation] = []
     for calls in sorted({score.asked for score in found}):
@@ -264,14 +262,24 @@ def _recommendations(step: int, options: Options, found: "Sequence[Score]") -> r
         times = best.times.tolist()
         kept.append(recommendations.Recommendation(calls, best.name, str(best.sampler), times, best.median, best.rms))
     enough = [best.calls for best in kept if options.error is not None and best.median <= options.error]
-    return recommendations.Recommendations(step, options.ema, min(enough, default=None), kept)
+    return recommendations.Recommendations(model.step, model.ema, min(enough, default=None), kept)
 
 
-def _advice(kept: recommendations.Recommendations, wanted: float | None) -> Iterator[str]:
+def _advice(kept: recommendations.Recommendations, options: Options) -> Iterator[str]:
+    from ornstein.cli.drawing import CALLS
+    from ornstein.samplers.recipes import MANY
+
+    yield f"the usual sampler is Multistep(3), focused, corrected from {MANY} calls on"
     yield "best at each number of calls (median, root mean square):"
     for best in kept.best:
         yield f"  {best.calls:3} calls  {best.median:.2g}  {best.rms:.2g}  {best.name}"
-    if wanted is not None and kept.calls is None:
-        yield f"no sampler reached an error of {wanted:g}, the least is {min(b.median for b in kept.best):.2g}: try more --calls"
-    elif wanted is not None:
-        yield f"an error of {wanted:g} takes {kept.calls} calls, which `ornstein sample` makes from now on"
+    if options.sampler:
+        return
+    if options.error is not None and kept.calls is None:
+        least = min(best.median for best in kept.best)
+        yield f"no sampler reached an error of {options.error:g}, the least is {least:.2g}: try more --calls"
+    elif options.error is not None:
+        yield f"an error of {options.error:g} takes {kept.calls} calls"
+    calls = kept.calls or CALLS
+    known = kept.at(calls)
+    yield f"`ornstein sample {options.run}` now makes {calls} calls by {'the usual sampler' if known is None else known.name}"

@@ -1,5 +1,6 @@
 """How the commands draw samples of a run: their common options, the choice of sampler and grid, the batches."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,8 @@ class Unfinished:
 def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
     """The sampler and the times for --sampler, --grid and --steps or --calls.
 
-    Where none of the first three is given, nor --threshold, they are those that `ornstein bench` found for the run and this
-    number of calls, if it did. Raises `ConfigurationError` on options that do not fit.
+    Where none of the first three is given, they are those that `ornstein bench` found for the run and this number of calls, if
+    it did. Raises `ConfigurationError` on options that do not fit.
     """
     from ornstein import grids, specs
     from ornstein.samplers import Sampler, recipe
@@ -92,12 +93,14 @@ def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
         raise ConfigurationError(
             f"got --threshold {options.threshold:g}, expected a quantile below 1, such as 0.995, or 1 to clamp"
         )
-    if all(given is None for given in (options.sampler, options.grid, options.steps, options.threshold)):
+    if all(given is None for given in (options.sampler, options.grid, options.steps)):
         found = _recommended(model, run, options)
         if found is not None:
             return found
     named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
     sampler, grid = recipe(model.process, named, options.steps, options.calls)
+    if options.grid is not None and math.isinf(sampler.stages):
+        raise ConfigurationError(f"got --grid with {sampler}, whose steps are its own; leave it out")
     if options.grid is not None:
         grid = recommendations.grid_law(options.grid)(model.process, len(grid) - grids.lands_on_data(model.process))
     return Chosen(sampler, grid, "usual" if named is None else "named")
@@ -105,14 +108,22 @@ def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
 
 def _recommended(model: "Model", run: Path, options: SamplingOptions) -> Chosen | None:
     found = recommendations.read(run)
-    if found is None or found.ema != options.ema:
+    if found is None:
         return None
-    best = found.at(next(calls for calls in (options.calls, found.calls, CALLS) if calls is not None))
-    if best is None:
+    path, calls = run / recommendations.FILE, next(c for c in (options.calls, found.calls, CALLS) if c is not None)
+    best, of_step = (
+        found.at(calls),
+        f"it is of step {found.step}; `ornstein bench {run}` makes it anew for step {model.step}",
+    )
+    if options.threshold is not None or found.ema != model.ema or best is None:
+        known = f"it knows {' '.join(str(each.calls) for each in found.best)} calls, not {calls}"
+        other = f"it is of the average {found.ema}" if found.ema != model.ema else known
+        say(
+            f"note: {path} is not used: {'it was made without --threshold' if options.threshold is not None else other}"
+        )
         return None
     if found.step != model.step:
-        path = run / recommendations.FILE
-        say(f"note: {path} is of step {found.step}; `ornstein bench {run}` makes it anew for step {model.step}")
+        say(f"note: {path} is used, but {of_step}")
     return Chosen(*best.objects(), f"bench: {best.name}")
 
 

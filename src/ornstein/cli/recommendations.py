@@ -41,17 +41,17 @@ class Recommendation:
     def check(self) -> None:
         """Raise ValueError where this is none."""
         times = self.times
-        whole = isinstance(self.calls, int) and isinstance(self.name, str) and isinstance(times, list)
-        if not whole or not times or not all(isinstance(t, float) and 0 <= t <= 1 for t in times):
-            raise ValueError("a recommendation without its calls, its name or its times")
-        if not all(s < t for t, s in pairwise(times)):
-            raise ValueError("times that do not fall")
+        if not (isinstance(self.calls, int) and self.calls >= 1 and isinstance(self.name, str)):
+            raise ValueError(f"calls {self.calls!r} of {self.name!r}, expected a number of at least 1 and a name")
+        numbers = isinstance(times, list) and all(isinstance(t, float) and 0 <= t <= 1 for t in times)
+        if not numbers or not times or not all(s < t for t, s in pairwise(times)):
+            raise ValueError(f"times {str(times)[:60]} of {self.calls} calls, expected numbers that fall from 1 to 0")
         self.objects()
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What `ornstein bench` found for the weights of a run: at training step `step`, by the average `ema` (None: the usual one).
+    """What `ornstein bench` found for the weights of a run: at training step `step`, of the average of length `ema`.
 
     best: by the number of calls. calls: the number to make where none is asked for, None for the usual one.
     """
@@ -84,7 +84,7 @@ def read(run: Path) -> Recommendations | None:
         body = json.loads(path.read_text())
         found = Recommendations(**{**body, "best": [Recommendation(**each) for each in body["best"]]})
         if not isinstance(found.step, int) or not isinstance(found.calls, int | None):
-            raise ValueError("step or calls are no whole numbers")
+            raise ValueError(f"step {found.step!r} and calls {found.calls!r}, expected whole numbers")
         for each in found.best:
             each.check()
         return found
@@ -116,7 +116,9 @@ def grid_law(text: str, others: tuple[str, ...] = ()) -> "Callable[[Gaussian, in
     }
     if spec.name not in laws:
         known = [*laws, *others]
-        raise ConfigurationError(f"unknown grid '{spec.name}', expected {', '.join(known)}{nearest(spec.name, known)}")
+        hint = "; optimal is made for one network: `ornstein bench RUN` keeps it" if spec.name == "optimal" else ""
+        hint = hint or nearest(spec.name, known)
+        raise ConfigurationError(f"unknown grid '{spec.name}', expected {', '.join(known)}{hint}")
 
     def law(process: "Gaussian", steps: int) -> "Tensor":
         try:

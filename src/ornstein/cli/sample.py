@@ -1,5 +1,6 @@
 """`ornstein sample`: draw samples from a run and write them."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,7 +83,8 @@ def main(argv: list[str]) -> Outcome:
         "processes": group.size,
         "seconds": round(drawn.seconds, 3),
     }
-    text = f"{path}: {options.n} samples of step {model.step}, {drawn.calls} calls each, {drawn.seconds:.1f} s"
+    most = "at most " if math.isinf(chosen.sampler.stages) else ""
+    text = f"{path}: {options.n} samples of step {model.step}, {most}{drawn.calls} calls each, {drawn.seconds:.1f} s"
     if chosen.origin.startswith("bench"):
         text += f" ({chosen.origin})"
     return Outcome(result, text, options.json)

@@ -1,5 +1,7 @@
 """Scores as `ornstein bench` shows them: a table to read, a record for JSON and CSV, pictures."""
 
+import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,9 @@ def table(head: str, scores: "Iterable[Score]", calls: Sequence[int]) -> str:
         cells = "".join(f"{row[c].median:9.2g}" if c in row else " " * 9 for c in calls)
         last = list(row.values())[-2:]
         cost = 1e6 * min(score.seconds for score in row.values())
-        lines.append(f"{name:{width}}{cells}{seen_order(last):8.1f}{last[-1].sampler.order:10}{cost:9.0f}")
+        order = seen_order(last)
+        shown = f"{order:8.1f}" if math.isfinite(order) else f"{'-':>8}"
+        lines.append(f"{name:{width}}{cells}{shown}{last[-1].sampler.order:10}{cost:9.0f}")
     return "\n".join(lines)
 
 
@@ -43,9 +47,32 @@ def record(where: str | None, score: "Score") -> dict[str, Any]:
     }
 
 
-def table_path(name: Path) -> Path:
-    """NAME.csv."""
-    return name.with_name(f"{name.name}.csv")
+def paths(name: Path, targets: Iterable[str]) -> tuple[Path, list[Path]]:
+    """NAME.csv, and a picture for each target, or NAME.png for a run."""
+    endings = [f"-{where.replace(', ', '-')}" for where in targets if where] or [""]
+    return name.with_name(f"{name.name}.csv"), [name.with_name(f"{name.name}{ending}.png") for ending in endings]
+
+
+def refuse_existing(name: Path, targets: Iterable[str]) -> None:
+    """Raise `ConfigurationError`, before anything is computed, where files cannot be written; say where pictures will not be."""
+    table, pictures = paths(name, targets)
+    for path in (table, *pictures):
+        if path.exists():
+            raise ConfigurationError(f"{path} exists already; give another name")
+    if name.parent.exists() and not os.access(name.parent, os.W_OK):
+        raise ConfigurationError(f"{name.parent} cannot be written to; give another place: --out NAME")
+    if not _pictures():
+        say('note: no pictures will be written, which need matplotlib: pip install "ornstein[plots]"')
+
+
+def _pictures() -> bool:
+    from ornstein.plots.curves import require_matplotlib
+
+    try:
+        require_matplotlib()
+    except ConfigurationError:
+        return False
+    return True
 
 
 def write(name: Path, rows: "Sequence[tuple[str, Score]]", title: str) -> list[str]:
@@ -53,31 +80,25 @@ def write(name: Path, rows: "Sequence[tuple[str, Score]]", title: str) -> list[s
     import csv
 
     from ornstein.files import atomic_write
-    from ornstein.plots.curves import lines_picture, require_matplotlib
+    from ornstein.plots.curves import lines_picture
 
-    table = table_path(name)
+    targets = list(dict.fromkeys(where for where, _ in rows))
+    table, pictures = paths(name, targets)
     records = [record(where, score) for where, score in rows]
     with atomic_write(table) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(records[0]))
         writer.writeheader()
         writer.writerows(records)
-    written = [str(table)]
-    try:
-        require_matplotlib()
-    except ConfigurationError as error:
-        say(f"note: no picture: {error}")
-        return written
-    for where in dict.fromkeys(where for where, _ in rows):
+    if not _pictures():
+        return [str(table)]
+    for where, path in zip(targets, pictures, strict=True):
         named: dict[str, tuple[list[float], list[float]]] = {}
         here = [score for place, score in rows if place == where]
         for score in here:
             x, y = named.setdefault(score.name, ([], []))
-            x.append(score.calls)
+            x.append(score.asked)
             y.append(score.median)
-        ending = "-" + where.replace(", ", "-") if where else ""
-        path = name.with_name(f"{name.name}{ending}.png")
+        what = "error of the standard deviation" if where.endswith("law") else "error (median)"
         head = f"{where}{', ' if where else ''}{title}"
-        ticks = sorted({score.asked for score in here})
-        lines_picture(named, path, ("network calls", "error (median)"), head, ticks)
-        written.append(str(path))
-    return written
+        lines_picture(named, path, ("network calls", what), head, sorted({score.asked for score in here}))
+    return [str(path) for path in (table, *pictures)]

@@ -54,10 +54,17 @@ def recipe(
         return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
     calls = CALLS if calls is None else calls
     sampler = usual(calls if steps is None else steps) if sampler is None else sampler
+    if steps is None and 1 < calls <= sampler.stages < math.inf:
+        raise ConfigurationError(
+            f"got {calls} calls for {sampler}, of which a step takes {sampler.stages} and the landing one; expected at least "
+            f"calls={sampler.stages + 1}, or steps="
+        )
     return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
 
 
 def _checked(grid: Tensor) -> Tensor:
+    if isinstance(grid, str):
+        raise ConfigurationError(f"got the grid {grid!r}, expected times, such as grids.karras(process, steps)")
     grid = torch.as_tensor(grid, dtype=torch.float64)
     if grid.ndim != 1 or len(grid) < 1 or grid.min() < 0 or grid.max() > 1:
         span = f" from {float(grid.min()):g} to {float(grid.max()):g}" if grid.numel() else ""
@@ -79,8 +86,8 @@ def steps_within(calls: int, sampler: "Sampler") -> int:
         raise ConfigurationError(f"got calls={calls}, expected at least 1")
     if math.isinf(sampler.stages):
         raise ConfigurationError(
-            f"got calls={calls} for {sampler}, which makes as many as its tolerances ask for; expected neither calls nor steps, "
-            "or a sampler of a fixed number of calls a step, such as Heun() or Multistep()"
+            f"got calls={calls} for {sampler}, which makes as many as its tolerances ask for; leave calls out (steps are then "
+            "the intervals that it fills), or take a sampler of a fixed number of calls a step, such as Heun() or Multistep()"
         )
     return (calls - 1) // int(sampler.stages) + 1
 
