@@ -111,20 +111,20 @@ def _recommended(model: "Model", run: Path, options: SamplingOptions) -> Chosen 
     if found is None:
         return None
     path, calls = run / recommendations.FILE, next(c for c in (options.calls, found.calls, CALLS) if c is not None)
-    best, of_step = (
-        found.at(calls),
-        f"it is of step {found.step}; `ornstein bench {run}` makes it anew for step {model.step}",
-    )
-    if options.threshold is not None or found.ema != model.ema or best is None:
-        known = f"it knows {' '.join(str(each.calls) for each in found.best)} calls, not {calls}"
-        other = f"it is of the average {found.ema}" if found.ema != model.ema else known
-        say(
-            f"note: {path} is not used: {'it was made without --threshold' if options.threshold is not None else other}"
-        )
-        return None
-    if found.step != model.step:
-        say(f"note: {path} is used, but {of_step}")
-    return Chosen(*best.objects(), f"bench: {best.name}")
+    best = found.at(calls)
+    if options.threshold is not None:
+        why = "it was made without --threshold"
+    elif found.ema != model.ema:
+        why = f"it is of the average {found.ema}"
+    elif best is None:
+        why = f"it knows {' '.join(str(each.calls) for each in found.best)} calls, not {calls}"
+    else:
+        if found.step != model.step:
+            anew = f"`ornstein bench {run}` makes it anew for step {model.step}"
+            say(f"note: {path} is used, but it is of step {found.step}; {anew}")
+        return Chosen(*best.objects(), f"bench: {best.name}")
+    say(f"note: {path} is not used: {why}")
+    return None
 
 
 def draw(
