@@ -188,7 +188,7 @@ def test_sampling(sampler, shape):
             sample(denoiser, sampler, start=states(shape), grid=torch.tensor([0.6, 0.5]), cond=torch.arange(B)).x, shape
         )
         denoiser.shape = shape
-        finite(sample(denoiser, sampler, n=B, calls=2).x, shape)
+        finite(sample(denoiser, sampler, n=B, calls=3).x, shape)
     process = orn.Gaussian(orn.LinearVP())
     for law in (grids.uniform, grids.log_snr, grids.karras, grids.trailing, grids.leading, grids.linspace):
         denoiser = exact.Normal(process, torch.zeros(shape), 0.5)
