@@ -170,7 +170,7 @@ def test_what_cannot_be_benched(refused, run, runs, tmp_path):
     ):
         assert said in refused("bench", *words), words
     assert list(tmp_path.iterdir()) == []
-    for name in ("mine-0.1.csv", "mine-0.1-normal.png"):
+    for name in ("mine-0.1.csv", "mine-0.1-normal.png", "mine-0.1-normal-law.png"):
         (tmp_path / name).write_text("mine")
         assert f"{name} exists already" in refused("bench", "--out", "mine-0.1")
         (tmp_path / name).unlink()

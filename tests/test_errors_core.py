@@ -120,6 +120,11 @@ CONFIGURATION = {
     "steps": (lambda: sample(NORMAL, steps=0), "steps=0", "at least 1"),
     "grid axis": (lambda: sample(NORMAL, grid=torch.ones(2, 2)), "shape (2, 2)", "one axis of times from 1"),
     "grid name": (lambda: sample(NORMAL, grid="karras"), "the grid 'karras'", "such as grids.karras(process, steps)"),
+    "grid below a table": (
+        lambda: sample(exact.Normal(TABLE, torch.zeros(3), 1.0), grid=torch.tensor([1.0, 0.5, 0.005, 0.0])),
+        "a time of 0.005, below the schedule's first one, 0.01",
+        "at least 0.01, or 0",
+    ),
     "grid range": (
         lambda: sample(NORMAL, grid=torch.tensor([1.5, 0.5])),
         "from 0.5 to 1.5",

@@ -44,6 +44,25 @@ def test_the_law_of_a_multistep_run_by_samples():
     assert float(x.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / 2e5))
 
 
+@pytest.mark.parametrize("noise", [0.6, 1.0])
+@pytest.mark.parametrize("name", ["linear", "ve", "subvp", "flow"])
+def test_weak_order_of_multistep_with_noise(name, noise):
+    """Order 1 as declared, against the exact law at t = .1 of what starts from N(0, sigma^2) at .9: along the reverse equation
+    the distance from p_t shrinks by ((v + r_s^2) / (v + r_t^2))^((1 + noise^2) / 2), r = sigma / alpha."""
+    process, sampler = orn.Gaussian(SCHEDULES[name]), orn.Multistep(2, "x0", exact=False, noise=noise)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = level(process.schedule, 0.9), level(process.schedule, 0.1)
+    at_t, at_s = (accuracy.VARIANCE + (s / a) ** 2 for a, s in ((alpha_t, sigma_t), (alpha_s, sigma_s)))
+    kept = alpha_s / alpha_t * (at_s / at_t) ** ((1 + noise**2) / 2)
+    mean = alpha_s * accuracy.MEAN - kept * alpha_t * accuracy.MEAN
+    variance = alpha_s**2 * at_s + kept**2 * (sigma_t**2 - alpha_t**2 * at_t)
+    errors = []
+    for steps in (60, 120):
+        law = accuracy.law_of(process, sampler, torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64))
+        errors.append(max(abs(law.mean - mean), abs(law.variance - variance)))
+    assert math.log2(errors[0] / errors[1]) >= sampler.order - 0.25
+    assert errors[1] < 0.1
+
+
 @pytest.mark.parametrize("name", ["linear", "edm", "ve", "table-linear", "table-cosine", "flow"])
 def test_ends_of_exact_paths(name):
     """At sigma = 0 whatever the schedule's first level: the normal target's in closed form."""

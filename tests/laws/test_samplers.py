@@ -266,3 +266,14 @@ def test_a_failure_that_does_not_come_again_is_an_error_too():
 
     with pytest.raises(NumericalError, match="not when it was run again"):
         sample(Once(), Euler(), n=2, shape=(2,), steps=5)
+
+
+def test_a_grid_in_float32_ends_where_the_table_does():
+    """1 / 100 in float32 lies below that of float64: the last level must be visited all the same, not passed over."""
+    process = orn.Gaussian(orn.TableSchedule.linear(100))
+    grid = orn.grids.uniform(process, 6)
+    assert float(grid.float()[-1]) < process.schedule.t_min
+    start, denoiser = numbers(3, 1), normal(process)
+    found, truth = (sample(denoiser, Euler(), start=start, grid=g) for g in (grid.float(), grid))
+    assert found.calls == truth.calls == 6
+    assert torch.allclose(found.x, truth.x, atol=1e-5)

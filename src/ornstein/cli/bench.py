@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROG = "ornstein bench"
 EXACT_CALLS, RUN_CALLS = (5, 8, 12, 20, 30, 50), (5, 6, 8, 10, 12, 15, 20, 25)
 EXACT_POINTS, RUN_POINTS, MOST_POINTS = 64, 32, 10_000
+LAW = "normal, law"
 EXACT_MOST, RUN_MOST = 160, 100  # calls: of the fine times of `optimal`; half of those of the fine solution
 
 
@@ -114,7 +115,7 @@ def _checked(options: Options) -> Path:
     folder = Path() if options.run is None else options.run
     name = options.out or free_name(folder, "bench", ".csv").with_suffix("")
     name = name.with_suffix("") if name.suffix in (".csv", ".png") else name
-    scores.refuse_existing(name, () if options.run is not None else options.targets)
+    scores.refuse_existing(name, () if options.run is not None else (*options.targets, LAW))
     if name.parent.exists() and not os.access(name.parent, os.W_OK):
         raise ConfigurationError(f"{name.parent} cannot be written to; give another place: --out NAME")
     return name
@@ -173,7 +174,7 @@ def _of_targets(options: Options, name: Path) -> Outcome:
         texts.append(scores.table(f"{target}, {process.schedule!r}: {what}", found, calls))
         if target == "normal" and not options.sampler:
             law = list(accuracy.law_scores(process, accuracy.sde_contenders(process), calls))
-            rows += [("normal, law", score) for score in law]
+            rows += [(LAW, score) for score in law]
             texts.append(
                 scores.table(
                     "normal, stochastic samplers: the error of the standard deviation, carried exactly", law, calls

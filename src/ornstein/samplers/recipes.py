@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ornstein.samplers.base import Sampler
 
 MANY = 12
+ROUNDING = 1e-6
 CALLS = 25
 """Where neither steps nor calls nor a grid is given."""
 
@@ -40,7 +41,7 @@ def recipe(
     if sum(v is not None for v in (steps, calls, grid)) > 1:
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
     if grid is not None:
-        grid = _checked(grid)
+        grid = _checked(grid, process.schedule.t_min)
         times, lands = landing(process, grid.tolist())
         sampler = usual(len(times) - 1 + lands) if sampler is None else sampler
         if sampler.stochastic and grid[0] < grid[-1]:
@@ -62,7 +63,8 @@ def recipe(
     return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
 
 
-def _checked(grid: Tensor) -> Tensor:
+def _checked(grid: Tensor, first: float) -> Tensor:
+    """The grid in float64, with times that are the schedule's first one but for the rounding of float32 set to it."""
     if isinstance(grid, str):
         raise ConfigurationError(f"got the grid {grid!r}, expected times, such as grids.karras(process, steps)")
     grid = torch.as_tensor(grid, dtype=torch.float64)
@@ -71,6 +73,13 @@ def _checked(grid: Tensor) -> Tensor:
         raise ConfigurationError(
             f"got a grid of shape {tuple(grid.shape)}{span}, expected one axis of times from 1 (noise) to 0 (data), such as that "
             "of grids.karras(process, steps)"
+        )
+    grid = torch.where((grid - first).abs() <= ROUNDING * first, first, grid)
+    beyond = grid[(grid > 0) & (grid < first)]
+    if len(beyond):
+        raise ConfigurationError(
+            f"got a time of {float(beyond[0]):g}, below the schedule's first one, {first:g}, where its level no longer changes; "
+            f"expected times of at least {first:g}, or 0, the data"
         )
     rises = grid[1:] - grid[:-1]
     if not ((rises < 0).all() or (rises > 0).all()):
