@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import mpmath as mp
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import ornstein as orn
 from ornstein import exact
+from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
 from ornstein.processes import Normal as Base
 from ornstein.samplers import sample
@@ -84,6 +86,29 @@ class Fixed:
     def shared(self) -> Tensor:
         assert self.u is not None
         return self.u.to(torch.float64)
+
+
+class Spy:
+    """An exact denoiser that counts what is asked of it: estimates and log-densities."""
+
+    def __init__(self, inner) -> None:
+        self.inner, self.process, self.shape, self.made = inner, inner.process, inner.shape, 0
+
+    def __call__(self, *args):
+        self.made += 1
+        return self.inner(*args)
+
+    def log_density(self, *args) -> Tensor:
+        self.made += 1
+        return self.inner.log_density(*args)
+
+
+def check_refusal(call: Callable, got: str, remedy: str) -> None:
+    """That a call is refused with what it got and what to do."""
+    with pytest.raises(ConfigurationError) as caught:
+        call()
+    assert got in str(caught.value)
+    assert remedy in str(caught.value)
 
 
 def unit_noise(draws: int, size: int) -> Fixed:

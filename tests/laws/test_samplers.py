@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import SCHEDULES, affine_step, level, numbers
+from helpers import SCHEDULES, Spy, affine_step, level, numbers
 
 import ornstein as orn
 from ornstein import exact
@@ -141,28 +141,19 @@ def test_conditions_are_split_with_the_batches():
 @pytest.mark.parametrize("name", ["cosine", "edm", "table-linear"])
 @pytest.mark.parametrize("sampler", [Ancestral(), Euler(), Heun(), Heun(churn=0.1), Multistep()])
 def test_calls_are_counted_and_never_exceed_the_wish(sampler, name):
-    inner, made = normal(orn.Gaussian(SCHEDULES[name])), 0
-
-    class Spy:
-        process, shape = inner.process, inner.shape
-
-        def __call__(self, *args):
-            nonlocal made
-            made += 1
-            return inner(*args)
-
+    inner = normal(orn.Gaussian(SCHEDULES[name]))
     for calls in (1, 2, 3, 6, 7):
-        made = 0
+        spy = Spy(inner)
         if 1 < calls <= sampler.stages:  # more than the landing, less than a step and the landing
             with pytest.raises(ConfigurationError, match=f"expected at least calls={sampler.stages + 1}"):
-                sample(Spy(), sampler, n=2, calls=calls)
+                sample(spy, sampler, n=2, calls=calls)
             continue
-        found = sample(Spy(), sampler, n=2, calls=calls)
-        assert found.calls == made
-        assert calls - sampler.stages < made <= calls
-    made = 0
-    assert sample(Spy(), sampler, n=2, steps=4).calls == made == 4 * sampler.stages - (sampler.stages - 1)
-    assert sample(Spy(), sampler, n=2).calls == 25
+        found = sample(spy, sampler, n=2, calls=calls)
+        assert found.calls == spy.made
+        assert calls - sampler.stages < spy.made <= calls
+    spy = Spy(inner)
+    assert sample(spy, sampler, n=2, steps=4).calls == spy.made == 4 * sampler.stages - (sampler.stages - 1)
+    assert sample(spy, sampler, n=2).calls == 25
 
 
 def test_the_last_step_is_the_estimate_of_x0_where_noise_remains():
