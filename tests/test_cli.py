@@ -414,7 +414,8 @@ def test_a_pipe_that_closes_is_no_error(runs):
     [
         (
             ["trian", "digits"],
-            "unknown command 'trian', expected train, sample, likelihood, bench, evaluate, watch, inspect; did you mean 'train'?",
+            "unknown command 'trian', expected train, train-classifier, sample, likelihood, bench, evaluate, watch, inspect; "
+            "did you mean 'train'?",
         ),
         (["--steps", "3", "train"], "the command comes first"),
         (["train"], "got neither DATA nor --resume"),

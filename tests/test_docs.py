@@ -12,9 +12,9 @@ import ornstein as orn
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
-    "errors", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes", "denoisers",
-    "clipping", "exact", "variational", "grids", "integrate", "curve", "objectives", "samplers", "linearised", "networks",
-    "data", "accuracy", "likelihood", "plots", "metrics", "specs", "training", "checkpoints", "watching", "profiling",
+    "errors", "conditions", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes", "denoisers",
+    "classifiers", "clipping", "guidance", "filters", "exact", "variational", "grids", "integrate", "curve", "objectives", "samplers", "constraints", "linearised", "networks",
+    "data", "accuracy", "likelihood", "editing", "plots", "metrics", "specs", "training", "priors", "checkpoints", "watching", "profiling",
     "experiment", "cli",
 )  # fmt: skip
 
@@ -47,6 +47,17 @@ def test_the_samples_of_the_docs_are_right():
     assert [len(grid) for grid in names["grids"].values()] == [6, 11]
     assert names["last"].count == 8
     assert (names["again"] - names["last"].x).abs().max() < 0.01
+
+
+def test_what_the_docs_ask_for_is_drawn():
+    code, names = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "conditions.md").read_text(), re.S)[1], {}
+    exec(compile(code, "conditions.md", "exec"), names)
+    error = 4 / 2000**0.5
+    assert abs(names["bayes"].x[:, 0].mean() - 1.5 / 1.3) < error * (0.3 / 1.3) ** 0.5 + 0.02
+    assert abs(names["bayes"].x[:, 1].mean() - 0.8 * 1.5 / 1.3) < error + 0.02
+    assert names["once"].x[:, 1].mean() < 0.85 < 1.05 < names["often"].x[:, 1].mean() < 1.2
+    assert (names["often"].x[:, 0] == 1.5).all()
+    assert (names["alike"].x.sum(1) - 1.0).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", sorted(orn.EXPORTS))

@@ -7,20 +7,25 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "schedules": "EDM CosineVP FromAlphaSigma FromSDE GeometricVE LinearVP RectifiedFlow SubVP TableSchedule",
-    "processes": "Gaussian Normal",
+    "processes": "ByClass ConditionalNormal Gaussian LowRank Normal",
     "denoisers": "Denoiser Retargeted",
+    "classifiers": "Classifier",
     "clipping": "Clipped",
-    "objectives": "DenoisingScoreMatching EDMWeighting ELBOWeighting ExplicitScoreMatching Hybrid ImplicitScoreMatching "
-    "Importance LikelihoodWeighting LogNormalSigma MinSNR Objective Simple SlicedScoreMatching Stratified UniformLogSNR "
-    "UniformSteps UniformTime VLB Weighting",
+    "guidance": "Autoguidance ClassifierFreeGuidance ClassifierGuidance PosteriorSampling",
+    "filters": "Bicubic Bilinear BlockAverage Fourier",
+    "constraints": "ILVR Inpainting",
+    "editing": "interpolate sdedit",
+    "objectives": "CrossEntropy DenoisingScoreMatching EDMWeighting ELBOWeighting ExplicitScoreMatching Hybrid "
+    "ImplicitScoreMatching Importance LikelihoodWeighting LogNormalSigma MinSNR Objective Simple SlicedScoreMatching "
+    "Stratified UniformLogSNR UniformSteps UniformTime VLB Weighting",
     "likelihood": "Bound Dequantise Likelihood decode elbo encode log_likelihood",
     "samplers": "RK4 RK45 Ancestral AnnealedLangevin Euler EulerMaruyama Heun Langevin Midpoint Multistep PredictorCorrector "
     "Samples Singlestep StochasticHeun UnderdampedLangevin sample sample_steps",
-    "networks": "DiT MLP UNet",
+    "networks": "DiT MLP MLPEncoder UNet UNetEncoder",
     "noise": "Noise",
     "data": "Dataset Scaling TableScaling load_dataset",
     "training": "train",
-    "checkpoints": "Model load",
+    "checkpoints": "Model load load_classifier",
     "metrics": "evaluate",
 }
 _MODULES = (

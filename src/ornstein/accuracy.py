@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ornstein import exact, grids
+from ornstein.conditions import Condition
 from ornstein.data.digits import images
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import NumericalError
@@ -97,7 +98,7 @@ def path_scores(
     begin: float,
     start: Tensor,
     truth: Tensor,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
 ) -> Iterator[Score]:
     """Scores of samplers of the ODE that carry `start` (n, *d), the states at time `begin`, towards `truth` at t = 0.
 
@@ -204,7 +205,7 @@ def solved(name: str, process: Gaussian, begin: float, start: Tensor) -> Tensor:
     return sample(target(name, flow), RK45(EXACT, EXACT), start=there, grid=ends).x
 
 
-def finely(denoiser: DenoiserLike, begin: float, start: Tensor, cond: Tensor | None = None) -> tuple[Tensor, float]:
+def finely(denoiser: DenoiserLike, begin: float, start: Tensor, cond: Condition | None = None) -> tuple[Tensor, float]:
     """The end of a network's path by a fine solution of 200 calls, and how far half as many calls end from it (median)."""
 
     def at(calls: int) -> Tensor:

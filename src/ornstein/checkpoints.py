@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON, never pickle; written whole or not at all; checked when read.
 
     RUN/config.json                               what the model is: options, data, scaling, network, process
+    RUN/prior.safetensors                         the base of the process, where it is not N(0, I)
     RUN/checkpoints/step-00001000/weights.safetensors    network, averages, optimiser
     RUN/checkpoints/step-00001000/state.json             counters, and the sums by which both files are checked
 
@@ -17,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.data import Scaling, TableScaling, read_scaling
+from ornstein import priors
+from ornstein.classifiers import Classifier
+from ornstein.conditions import Condition
+from ornstein.data import Conditioning, Scaling, TableScaling, read_scaling
 from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, OrnsteinError
 from ornstein.files import atomic_write, discard
@@ -44,6 +48,8 @@ class Model:
     step: int
     ema: float | None = None
     """Which of the run's averages these weights are, by its length."""
+    conditioning: Conditioning | None = None
+    """How raw conditions that are arrays become those of the network, where it was trained on such."""
 
     @property
     def process(self) -> Gaussian:
@@ -55,7 +61,7 @@ class Model:
         """The shape d of one example in model units."""
         return self.denoiser.shape
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         """The denoiser's estimate, in model units."""
         return self.denoiser(x_t, t, cond, keep)
 
@@ -74,7 +80,10 @@ class Model:
 
 
 def describe(
-    denoiser: Denoiser, scaling: Scaling | TableScaling | None = None, classes: tuple[str, ...] = ()
+    denoiser: Denoiser,
+    scaling: Scaling | TableScaling | None = None,
+    classes: tuple[str, ...] = (),
+    conditioning: Conditioning | None = None,
 ) -> dict[str, Any]:
     """What `rebuild` needs to make the same denoiser, as JSON. Raises `ConfigurationError` for parts that are the user's own."""
     network = getattr(denoiser.network, "spec", None)
@@ -86,33 +95,39 @@ def describe(
             f"the schedule {schedule[:80]} holds the user's own functions, which a checkpoint cannot; expected one of "
             "ornstein's schedules"
         ) from None
-    if network is None or denoiser.process.base is not None:
+    if network is None:
         raise ConfigurationError(
-            "only a network of ornstein (UNet, DiT, MLP) on the base N(0, I) can be saved with its configuration; save "
-            "network.state_dict() with safetensors for a network of your own"
+            "only a network of ornstein (UNet, DiT, MLP) can be saved with its configuration; save network.state_dict() with "
+            "safetensors for a network of your own"
         )
     return {
+        "kind": "classifier" if isinstance(denoiser, Classifier) else "denoiser",
         "network": network,
         "schedule": schedule,
+        "base": priors.describe(denoiser.process.base),
         "parametrization": denoiser.parametrization,
         "variance": denoiser.variance,
         "sigma_data": denoiser.sigma_data,
         "shape": None if denoiser.shape is None else list(denoiser.shape),
         "classes": list(classes),
         "scaling": None if scaling is None else scaling.to_dict(),
+        "conditioning": None if conditioning is None else conditioning.to_dict(),
     }
 
 
-def rebuild(model: dict[str, Any]) -> tuple[Denoiser, Scaling | TableScaling | None]:
-    """The denoiser that `describe` described, with fresh weights, and its scaling. Raises `CheckpointError`."""
+def rebuild(model: dict[str, Any], folder: Path | None = None) -> tuple[Denoiser, Scaling | TableScaling | None]:
+    """The denoiser or `Classifier` that `describe` described, with fresh weights, and its scaling; the base is read in `folder`.
+
+    Raises `CheckpointError`.
+    """
+    base = priors.read(folder, model.get("base"))
     try:
         network, schedule = construct(model["network"], torch.nn.Module), construct(model["schedule"], Schedule)
-        denoiser = Denoiser(
-            network,
-            Gaussian(schedule),
-            model["parametrization"],
-            variance=model["variance"],
-            sigma_data=model["sigma_data"],
+        process, sigma_data = Gaussian(schedule, base), model["sigma_data"]
+        denoiser = (
+            Classifier(network, process, sigma_data)
+            if model.get("kind") == "classifier"
+            else Denoiser(network, process, model["parametrization"], variance=model["variance"], sigma_data=sigma_data)
         )
         denoiser.shape = None if model["shape"] is None else tuple(model["shape"])
         return denoiser, None if model["scaling"] is None else read_scaling(model["scaling"])
@@ -198,19 +213,52 @@ def load(run: Path | str, device: torch.device | str = "cpu", ema: float | None 
     """The model of a run, with the averaged weights of its newest checkpoint, in evaluation mode.
 
     ema: the length of the average, one of those the run was trained with; by default the one of least validation loss.
-    Raises `CheckpointError` where the run is not there, or is damaged, `ConfigurationError` on a length it does not have.
-    Nothing of what is read is executed.
+    Raises `CheckpointError` where the run is not there, or is damaged, `ConfigurationError` on a length it does not have, and
+    for a classifier. Nothing of what is read is executed.
     """
-    folder = Path(run)
-    config = read_config(folder)
+    config = read_config(Path(run))
+    model, options = config["model"], config["options"]
+    if model.get("kind") == "classifier":
+        raise ConfigurationError(
+            f"{run} is a classifier, which draws nothing; expected the run of a model, guided by it: ornstein sample RUN "
+            f"--classifier {run} --guidance 2 --class NAME (in Python load_classifier)"
+        )
+    denoiser, scaling, step, ema = _weights_of(Path(run), config, device, ema)
+    if options["model"]["condition"] != "none":
+        denoiser.label_dropout = options["training"]["label_dropout"]
+    saved = model.get("conditioning")
+    conditioning = None if saved is None else Conditioning.from_dict(saved)
+    return Model(denoiser, scaling, tuple(model["classes"]), config, step, ema, conditioning)
+
+
+def load_classifier(run: Path | str, device: torch.device | str = "cpu", ema: float | None = None) -> Classifier:
+    """The classifier of a run of `ornstein train-classifier`, as `load` loads a model, with its `classes` and `scaling`.
+
+    Raises `CheckpointError` and `ConfigurationError` as `load` does, and for a run that is no classifier.
+    """
+    config = read_config(Path(run))
+    if config["model"].get("kind") != "classifier":
+        raise ConfigurationError(
+            f"{run} is a model to be sampled, expected a classifier: train one by ornstein train-classifier {run}"
+        )
+    classifier, scaling, _, _ = _weights_of(Path(run), config, device, ema)
+    assert isinstance(classifier, Classifier)
+    classifier.classes, classifier.scaling = tuple(config["model"]["classes"]), scaling
+    return classifier
+
+
+def _weights_of(
+    folder: Path, config: dict[str, Any], device: torch.device | str, ema: float | None
+) -> tuple[Denoiser, Scaling | TableScaling | None, int, float]:
+    """The denoiser of a run with one of its averages, in evaluation mode; its scaling, step and the length of the average."""
     tensors, counters = read(folder)
-    denoiser, scaling = rebuild(config["model"])
+    denoiser, scaling = rebuild(config["model"], folder)
     ema, lengths = counters["ema"] if ema is None else ema, config["options"]["training"]["ema"]
     if ema not in lengths:
         raise ConfigurationError(f"got ema={ema:g}, expected one of {', '.join(f'{x:g}' for x in lengths)} of this run")
     load_network(denoiser.network, tensors, f"average.{ema:g}")
     denoiser.to(device).eval()
-    return Model(denoiser, scaling, tuple(config["model"]["classes"]), config, int(counters["step"]), ema)
+    return denoiser, scaling, int(counters["step"]), ema
 
 
 def _sum_of(path: Path) -> str:

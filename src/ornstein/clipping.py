@@ -3,16 +3,19 @@
 A clipped estimate is no longer the posterior mean: samples change, their likelihoods are those of another model.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from ornstein.denoisers import DenoiserLike
+from ornstein.conditions import Condition
+from ornstein.denoisers import DenoiserLike, Wrapper
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Estimate
 from ornstein.schedules.base import Time
 
 
-class Clipped:
+class Clipped(Wrapper):
     """x_0 clamped to [low, high]; with `quantile`, dynamic thresholding (Saharia et al. 2022, section 2.3):
 
         s = max(q, half),  x_0 <- middle + clamp(x_0 - middle, -s, s) half / s
@@ -42,16 +45,18 @@ class Clipped:
             raise ConfigurationError(f"got low={low}, high={high}, expected low < high")
         if quantile is not None and not 0 < quantile < 1:
             raise ConfigurationError(f"got quantile={quantile}, expected a number between 0 and 1, as 0.995, or None")
-        self.denoiser, self.process = denoiser, denoiser.process
+        super().__init__(denoiser)
         self.low, self.high, self.quantile = low, high, quantile
-        self.shape: tuple[int, ...] | None = getattr(denoiser, "shape", None)
-        self.scaling = getattr(denoiser, "scaling", None)
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         """The estimate whose x_0 lies within the range."""
-        x0 = self.denoiser(x_t, t, cond, keep).x0
+        estimate = self.denoiser(x_t, t, cond, keep)
+        clipped = estimate.process.estimate(x_t, t, x0=self._within(estimate.x0))
+        return replace(clipped, fraction=estimate.fraction)
+
+    def _within(self, x0: Tensor) -> Tensor:
         if self.quantile is None:
-            return self.process.estimate(x_t, t, x0=x0.clamp(self.low, self.high))
+            return x0.clamp(self.low, self.high)
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         centred = x0 - middle
         size = (
@@ -59,11 +64,7 @@ class Clipped:
         )  # quantile knows no half precision
         most = torch.quantile(size, self.quantile, dim=1).clamp(min=half)
         most = most.to(x0).reshape(-1, *(1,) * (x0.ndim - 1))
-        return self.process.estimate(x_t, t, x0=middle + torch.clamp(centred, -most, most) * (half / most))
-
-    def parameters(self) -> object:
-        """The parameters of the network, where there is one."""
-        return getattr(self.denoiser, "parameters", lambda: iter(()))()
+        return middle + torch.clamp(centred, -most, most) * (half / most)
 
 
 def _range_of(denoiser: DenoiserLike) -> tuple[float, float]:

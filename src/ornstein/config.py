@@ -34,15 +34,18 @@ class ModelOptions:
     """What is trained."""
 
     network: str = "auto"
-    """auto (UNet for images and series, MLP else), "UNet(widths=(64, 128), patch=2)", "MLP(width=256, depth=4)", DiT."""
+    """auto (UNet for images and series, MLP else), "UNet(widths=(64, 128), patch=2)", "MLP(width=256, depth=4)", DiT; of a
+    classifier UNetEncoder, MLPEncoder."""
     schedule: str = "CosineVP"
     """Law of time: CosineVP, LinearVP, RectifiedFlow, EDM, GeometricVE, SubVP, "TableSchedule.linear(steps=1000)"."""
     parametrization: Literal["v", "edm", "x0", "eps", "velocity", "score"] = "v"
     """What the network predicts; eps and score need a schedule that leaves some signal at t = 1, such as LinearVP."""
     variance: Literal["auto", "fixed", "learned"] = "auto"
     """Of a step of the reverse chain; learned doubles the network's outputs. auto: learned for --objective hybrid and vlb."""
-    condition: Literal["none", "labels"] = "none"
-    """labels trains a class-conditional model on the labels of the data."""
+    prior: str = "standard"
+    """Law of the noise: standard, N(0, I); or measured: data-diagonal, data-full, data-rank16, class-diagonal."""
+    condition: Literal["none", "labels", "arrays"] = "none"
+    """labels: a class-conditional model, on the labels of the data; arrays: on the array cond of an .npz, vectors or images."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ObjectiveOptions:
     """What is minimised."""
 
     objective: str = "simple"
-    """simple, edm, likelihood, vlb, hybrid, dsm, ssm; or a call, such as "Hybrid(weight=0.01)"."""
+    """simple, edm, likelihood, vlb, hybrid, dsm, ssm, classifier; or a call, such as "Hybrid(weight=0.01)"."""
     times: str = ""
     """Law of training times, where not the objective's own: uniform, importance, lognormal, "UniformSteps(steps=100)"."""
     weighting: str = ""
@@ -80,7 +83,7 @@ class TrainingOptions:
     ema: tuple[float, ...] = (0.05,)
     """Windows of the averaged weights, shares of the steps so far, 0 (none) to below 1; the best by validation is used."""
     label_dropout: float = 0.1
-    """Share of examples trained without their label under --condition labels, 0 to 1."""
+    """Share of examples trained without their label or condition, 0 to 1; guidance needs some."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto is bfloat16 where the hardware has it."""
     compile: bool = False
@@ -178,6 +181,7 @@ OBJECTIVES = {
     "hybrid": "Hybrid",
     "dsm": "DenoisingScoreMatching",
     "ssm": "SlicedScoreMatching",
+    "classifier": "CrossEntropy",
 }
 """What the short names of objectives stand for."""
 
@@ -205,6 +209,11 @@ def with_options(options: RunOptions, changes: dict[str, Any]) -> RunOptions:
         )  # lists are how files write tuples
         options = replace(options, **{group: replace(getattr(options, group), **{key: value})})
     return options
+
+
+def restored(saved: dict[str, Any]) -> RunOptions:
+    """The options of a run as its config.json holds them."""
+    return with_options(RunOptions(saved["data"]), {k: v for group in GROUPS for k, v in saved[group].items()})
 
 
 def preset(name: str) -> dict[str, Any]:

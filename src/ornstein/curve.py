@@ -16,6 +16,9 @@ pi/2 at the noise, and nothing is infinite on the way, neither where sigma = 0 n
 and with theta_0, theta_1 and N_1 those of the ends, x of D components
 
     log p(x) = log p_1(x_1) + D log(N_1 cos(theta_0) / sigma_d) + int_theta_0^theta_1 div(dz/dtheta) dtheta.
+
+Under a base N(mu, L L^T) z is L^-1 of that: of size 1 in every direction, so that tolerances mean the same in all of them.
+log p is as above: the two changes of units by L cancel.
 """
 
 import math
@@ -24,7 +27,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ornstein.denoisers import DenoiserLike
+from ornstein.conditions import Condition, rows_of
+from ornstein.denoisers import DenoiserLike, innermost
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Estimate, Gaussian
 
@@ -36,38 +40,42 @@ WITHIN = 3.0
 
 @dataclass(frozen=True)
 class Curve:
-    """The curve of a denoiser under a condition.
+    """The curve of a denoiser under a condition, for a batch whose rows it has: process and cond are those of the batch.
 
     sigma: the level at which the data end is, 0 where it is taken for 0. first, last: the angles theta at the two ends.
     """
 
     denoiser: DenoiserLike
     process: Gaussian
+    cond: Condition | None
     sigma_data: float
     sigma: float
     first: float
     last: float
 
     @classmethod
-    def of(cls, denoiser: DenoiserLike, cond: Tensor | None = None, sigma: float = 0.0) -> "Curve":
+    def of(cls, denoiser: DenoiserLike, cond: Condition | None = None, sigma: float = 0.0) -> "Curve":
         """The curve from the schedule's first level, or `sigma` where that is higher (NEAREST for 0), to its last."""
-        process, sigma_data = denoiser.process.given(cond), _sigma_data(denoiser)
+        process, sigma_data = denoiser.process.given(cond), float(innermost(denoiser, "sigma_data") or 1)
         low, high = (_ratio(process, t) for t in (process.schedule.t_min, 1.0))
         low = max(low, sigma)
         first, last = (math.atan(s / sigma_data) for s in (max(low, NEAREST * sigma_data), high))
-        return cls(denoiser, process, sigma_data, low, first, last)
+        return cls(denoiser, process, cond, sigma_data, low, first, last)
 
-    def slope(self, theta: Tensor, z: Tensor, cond: Tensor | None) -> Tensor:
-        """dz/dtheta (b, *d) at theta (b,), by one call of the denoiser."""
+    def slope(self, theta: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+        """dz/dtheta at theta (r,) and z (r, *d), which are those of the numbers `rows` (r,) of the batch, by one call."""
         t = self._time(theta.clamp(self.first, self.last))
-        alpha, sigma, _ = self.process.level(t, z)
-        estimate = self.denoiser(self._mu(z) + ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5 * z, t, cond)
+        process = self.process.rows(rows)
+        alpha, sigma, _ = process.level(t, z)
+        x = _coloured(process, ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5 * z)
+        estimate = self.denoiser(x, t, rows_of(self.cond, rows))
         if z.requires_grad and not estimate.value.requires_grad:
             raise ConfigurationError(
                 "got a denoiser whose estimate autograd cannot follow to its input, expected one without no_grad, detach "
                 "or numpy: the divergence of its field is needed"
             )
-        return -_edm(estimate, self.sigma_data)
+        slope = -_edm(estimate, self.sigma_data)
+        return slope if process.base is None else process.base.whiten(slope)
 
     def angle(self, t: float) -> float:
         """theta at time t, the first angle where it would be below that."""
@@ -79,19 +87,19 @@ class Curve:
 
     def at(self, x: Tensor, t: float) -> Tensor:
         """z of x_t (b, *d)."""
-        return (x - self._mu(x)) / self._norm(t)
+        return _white(self.process, x) / self._norm(t)
 
     def to(self, z: Tensor, t: float) -> Tensor:
         """x_t of z."""
-        return self._mu(z) + z * self._norm(t)
+        return _coloured(self.process, z * self._norm(t))
 
     def at_data(self, x: Tensor) -> Tensor:
         """z of x (b, *d) at the data end."""
-        return (x - self._mu(x)) * (math.cos(self.first) / self.sigma_data)
+        return _white(self.process, x) * (math.cos(self.first) / self.sigma_data)
 
     def to_data(self, z: Tensor) -> Tensor:
         """x of z at the data end."""
-        return self._mu(z) + z * (self.sigma_data / math.cos(self.first))
+        return _coloured(self.process, z * (self.sigma_data / math.cos(self.first)))
 
     @property
     def first_step(self) -> float:
@@ -110,8 +118,15 @@ class Curve:
         alpha, sigma, _ = self.process.level(t)
         return math.hypot(alpha * self.sigma_data, sigma)
 
-    def _mu(self, x: Tensor) -> Tensor | float:
-        return 0.0 if self.process.base is None else self.process.base.mean.to(x)
+
+def _white(process: Gaussian, x: Tensor) -> Tensor:
+    """L^-1 (x - mu)."""
+    return x if process.base is None else process.base.whiten(x - process.base.centre(x))
+
+
+def _coloured(process: Gaussian, z: Tensor) -> Tensor:
+    """mu + L z."""
+    return z if process.base is None else process.base.centre(z) + process.base.colour(z)
 
 
 def _edm(estimate: Estimate, sigma_data: float) -> Tensor:
@@ -125,13 +140,3 @@ def _ratio(process: Gaussian, t: float) -> float:
     """sigma / alpha."""
     log_snr = process.level(t).log_snr
     return math.inf if log_snr == -math.inf else math.exp(-log_snr / 2)
-
-
-def _sigma_data(denoiser: object) -> float:
-    """The sigma_data of a denoiser, or of the one it wraps; 1 where none has one."""
-    while denoiser is not None:
-        found = getattr(denoiser, "sigma_data", None)
-        if found is not None:
-            return float(found)
-        denoiser = getattr(denoiser, "denoiser", None)
-    return 1.0

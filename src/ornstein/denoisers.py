@@ -2,21 +2,24 @@
 
 What the network sees and says, with N^2 = alpha^2 sigma_data^2 + sigma^2:
 
-    input   x_t, or (x_t - mu) / N where sigma_data is given (unit variance at every noise level)
+    input   x_t, or x_t / N where sigma_data is given (unit variance at every noise level)
     time    1000 t, so that a 1000-step net sees its index; for "edm" log(sigma / alpha) / 4 (paper 000 eq. 203)
     output  the reading named by `parametrization`; for "energy" a number E(x_t, t) with score = -grad E
+
+Under a base N(mu, L L^T) it sees z = L^-1 (x_t - mu) in place of x_t, and what it says is said of z: x_0 = mu + L u, eps = L u,
+score = L^-T u. So training it there is training the standard process in whitened coordinates, where sigma_data is 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError, nearest
 from ornstein.processes.gaussian import READINGS, Estimate, Gaussian, spread
 from ornstein.schedules.base import Time, as_time
@@ -32,7 +35,61 @@ class DenoiserLike(Protocol):
     def process(self) -> Gaussian:
         """The forward process."""
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate: ...
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate: ...
+
+
+class Wrapper:
+    """Base of the denoisers that wrap one: in all but the estimate they are what they wrap, a `Model` too."""
+
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def process(self) -> Gaussian:
+        """The forward process."""
+        return self.denoiser.process
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape d of one example, where it is known."""
+        return getattr(self.denoiser, "shape", None)
+
+    @property
+    def scaling(self) -> Any:
+        """The scaling of a `Model`; None for a denoiser."""
+        return getattr(self.denoiser, "scaling", None)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations in a call, at most: how many calls fit into a number of them. What was made is counted."""
+        return getattr(self.denoiser, "evaluations", 1)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the network, where there is one."""
+        return getattr(self.denoiser, "parameters", lambda: iter(()))()
+
+
+def innermost(denoiser: object, name: str) -> Any:
+    """The attribute `name` of a denoiser or, where it has none or None, of what it wraps; None where none has it."""
+    while denoiser is not None:
+        found = getattr(denoiser, name, None)
+        if found is not None:
+            return found
+        denoiser = getattr(denoiser, "denoiser", None)
+    return None
+
+
+def check_condition(denoiser: DenoiserLike, cond: Condition | None) -> None:
+    """Raise `ConfigurationError` where class labels of a condition are none of those that the denoiser's network knows."""
+    classes = getattr(innermost(denoiser, "network"), "classes", None)
+    labels = cond.get("labels") if isinstance(cond, dict) else cond
+    if not classes or labels is None or labels.is_floating_point() or not labels.numel():
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ConfigurationError(
+            f"got class {low if low < 0 else high}, which the model never saw, expected 0 to {classes - 1}"
+        )
 
 
 class Denoiser(nn.Module):
@@ -54,6 +111,9 @@ class Denoiser(nn.Module):
     shape: tuple[int, ...] | None = None
     """The shape d of one example, where it is known: `train` and `load` set it, `sample` reads it."""
 
+    label_dropout: float | None = None
+    """The share of examples trained without their condition, where it is known: `train` and `load` set it, guidance reads it."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -69,22 +129,31 @@ class Denoiser(nn.Module):
         self.variance, self.sigma_data = variance, sigma_data
         self.time = time or (self._log_sigma if parametrization == "edm" else partial(torch.mul, 1000))
 
+    @property
+    def conditional(self) -> bool | None:
+        """Whether the network takes a condition; None for one that does not say."""
+        classes = getattr(self.network, "classes", None)
+        return None if classes is None else bool(classes or getattr(self.network, "images", 0))
+
     def _log_sigma(self, t: Tensor) -> Tensor:
         return -self.process.schedule.log_snr(t) / 8
 
-    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+    def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         """The estimate at x_t (b, *d) and time t, a float or (b,).
 
         `cond` has leading axis b; rows where `keep` (b,) is False are treated as unconditional.
         """
         energy = self.parametrization == "energy"
+        process = self.process if self.process.base is None else self.process.given(cond)
+        base = process.base
         # A score by autograd is differentiated again, which attention's fused kernels do not allow.
         attention = sdpa_kernel(SDPBackend.MATH) if energy else nullcontext()
         with torch.set_grad_enabled(energy or torch.is_grad_enabled()), attention:
             seen = x = x_t.detach().requires_grad_() if energy and not x_t.requires_grad else x_t
+            if base is not None:
+                x = base.whiten(x - base.centre(x))
             if self.sigma_data is not None:
-                alpha, sigma, _ = self.process.level(t, x_t)
-                x = x if self.process.base is None else x - self.process.base.mean.to(x)
+                alpha, sigma, _ = process.level(t, x_t)
                 x = x / ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5
             time = (
                 self.time(torch.as_tensor(t, dtype=torch.float64))
@@ -98,9 +167,14 @@ class Denoiser(nn.Module):
         if self.variance == "learned":
             output, logit = output.chunk(2, dim=1)
             fraction = (logit + 1) / 2
-        if self.parametrization in ("score", "energy"):
-            return replace(self.process.estimate(x_t, t, score=output), fraction=fraction)
-        return Estimate(self.process, x_t, t, self.parametrization, output, self.sigma_data or 1.0, fraction)
+        if energy:
+            return process.estimate(x_t, t, score=output)
+        kind = self.parametrization
+        if kind == "score":
+            kind, output = "eps", -spread(process.level(t).sigma, output) * output
+        if base is not None and kind in READINGS:
+            output = base.colour(output) + base.centre(output) if kind == "x0" else base.colour(output)
+        return Estimate(process, x_t, t, kind, output, self.sigma_data or 1.0, fraction)
 
 
 class Retargeted:
@@ -119,18 +193,18 @@ class Retargeted:
         self.denoiser, self.process = denoiser, process
         self.shape: tuple[int, ...] | None = getattr(denoiser, "shape", None)
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
-        old = self.denoiser.process
-        matched = old.schedule.time_at(self.process.schedule.log_snr(t))
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
+        process, old = self.process.given(cond), self.denoiser.process.given(cond)
+        matched = old.schedule.time_at(process.schedule.log_snr(t))
         old_t = matched if isinstance(t, Tensor) else float(matched)
-        ours, theirs = self.process.level(t), old.level(old_t)
+        ours, theirs = process.level(t), old.level(old_t)
         by_sigma = as_time(ours.log_snr) < 0
         ratio = torch.where(
             by_sigma, as_time(theirs.sigma) / as_time(ours.sigma), as_time(theirs.alpha) / as_time(ours.alpha)
         )
-        mu = 0.0 if old.base is None else old.base.mean.to(x_t)
+        mu = old.centre(x_t)
         x0 = self.denoiser(mu + spread(ratio, x_t) * (x_t - mu), old_t, cond, keep).x0
-        return self.process.estimate(x_t, t, x0=x0)
+        return process.estimate(x_t, t, x0=x0)
 
 
 def _check(process: Gaussian, parametrization: str, variance: str | None, sigma_data: float | None) -> None:

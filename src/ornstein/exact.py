@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.processes.normal import Normal as Base
 from ornstein.processes.normal import Number
 from ornstein.schedules.base import Time, as_time
 
@@ -39,7 +41,7 @@ class Normal:
                 f"expected a number, {self.shape} or {(size, size)}"
             )
         identity = torch.eye(size, dtype=torch.float64)
-        factor = torch.linalg.cholesky(identity if process.base is None else process.base.matrix())
+        factor = torch.linalg.cholesky(identity if process.base is None else _one(process).matrix())
         half = torch.linalg.solve_triangular(factor, covariance, upper=False)
         white = torch.linalg.solve_triangular(factor, half.T, upper=False)
         self._variances, vectors = torch.linalg.eigh((white + white.T) / 2)
@@ -50,7 +52,7 @@ class Normal:
         self._variances = self._variances.clamp(min=0)
         self._to, self._from = vectors.T @ torch.linalg.inv(factor), factor @ vectors
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         """The exact estimate at x_t (b, *d) and time t."""
         y, alpha, variance = self._whitened(x_t, t)
         x0 = self.mean + (y * alpha * self._variances / variance) @ self._from.T
@@ -82,7 +84,7 @@ class Mixture:
     def __init__(
         self, process: Gaussian, means: Tensor, variances: Tensor | float, weights: Tensor | None = None
     ) -> None:
-        base = process.base
+        base = None if process.base is None else _one(process)
         if base is not None and not base.diagonal:
             raise ConfigurationError("got a process with a full covariance, expected base=None or a diagonal one")
         self.process, self.shape = process, tuple(means.shape[1:])
@@ -104,7 +106,7 @@ class Mixture:
         self._base = zeros + 1 if base is None else base.matrix().diagonal()
         self._round = base is None and self.variances.shape[1] == 1
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         """The exact estimate at x_t (b, *d) and time t."""
         x0 = self._at_times(self._posterior_mean, x_t, t)
         return self.process.estimate(x_t, t, x0=x0.to(x_t.dtype).view_as(x_t))
@@ -159,3 +161,14 @@ class Empirical(Mixture):
         if not smoothing >= 0:
             raise ConfigurationError(f"got smoothing={smoothing}, expected 0 or above")
         super().__init__(process, data, float(smoothing) ** 2)
+
+
+def _one(process: Gaussian) -> Base:
+    """The base of a process. Raises `ConfigurationError` where it is a law for each row, or a function of the condition."""
+    base = process.base
+    if not isinstance(base, Base) or base.one_a_row:
+        raise ConfigurationError(
+            "got a process whose base depends on the condition, expected one base for all rows: Gaussian(schedule, base); the "
+            "exact denoiser of one condition is that of its own process"
+        )
+    return base

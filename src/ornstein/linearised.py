@@ -24,6 +24,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition, moved, rows_of
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.grids import focused, lands_on_data
@@ -50,7 +51,7 @@ def optimal(
     sampler: Sampler | None = None,
     *,
     shape: tuple[int, ...] | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     n: int = POINTS,
     seed: int = 1,
 ) -> Tensor:
@@ -79,7 +80,7 @@ class Linearised:
         denoiser: DenoiserLike,
         *,
         shape: tuple[int, ...] | None = None,
-        cond: Tensor | None = None,
+        cond: Condition | None = None,
         n: int = POINTS,
         seed: int = 1,
         calls: int = CALLS,
@@ -96,7 +97,7 @@ class Linearised:
         size = max(1, AT_ONCE // (calls * dims))
         for begin in range(0, n, size):
             rows = range(begin, min(n, begin + size))
-            part = None if cond is None else cond[begin : begin + len(rows)]
+            part = rows_of(cond, slice(begin, begin + len(rows)))
             eps = _readings(denoiser, shape, part, Noise(seed, rows, device_of(denoiser)), grid)
             parts.append(eps @ eps.mT / dims)
         self._gram = torch.cat(parts)  # (n, calls, calls): the inner products of readings, per component
@@ -107,7 +108,7 @@ class Linearised:
         self._end = integral[-1]
         self._table = torch.cat([torch.eye(calls).double(), integral[:-1], slope[:, None]], 1)  # eps, y, J at the times
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         """The estimate for each of DOUBTS, which are the rows of x_t; between fine times the model is the cubic through four."""
         place = self.process.level(t).log_snr
         first = min(max(bisect_left(self._places, place) - 2, 0), len(self.times) - 4)
@@ -160,20 +161,22 @@ class Linearised:
         return torch.cat([times, times.new_zeros(1)]) if lands_on_data(self.process) else times
 
 
-def _readings(denoiser: DenoiserLike, shape: tuple[int, ...], cond: Tensor | None, rng: Noise, grid: Tensor) -> Tensor:
+def _readings(
+    denoiser: DenoiserLike, shape: tuple[int, ...], cond: Condition | None, rng: Noise, grid: Tensor
+) -> Tensor:
     """eps (b, calls, d) along the trajectories of states of the prior, in float64, on the CPU."""
     kept: list[Tensor] = []
 
     class Recorder:
         process = denoiser.process
 
-        def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
+        def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
             estimate = denoiser(x_t, t, cond, keep)
             eps = estimate.eps if estimate.process.base is None else estimate.process.base.whiten(estimate.eps)
             kept.append(eps.flatten(1).cpu())
             return estimate
 
-    cond = None if cond is None else cond.to(rng.device)
+    cond = moved(cond, rng.device)
     x = denoiser.process.given(cond).prior((rng.count, *shape), rng, float(grid[0]))
     for _ in sample_steps(Recorder(), FINE, x, grid, rng, cond):
         pass

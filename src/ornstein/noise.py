@@ -33,7 +33,8 @@ class Noise:
         device: where the numbers are drawn. CPU and CUDA generators differ, so a seed means one thing per kind of device.
         total: how many examples there are in all, where `indices` are some of them; by default one more than the last.
 
-    `rows`, the indices as a slice or a list, picks this part's rows out of anything that is (total, ...).
+    `rows`, the indices as a slice or a list, picks this part's rows out of anything that is (total, ...); `indices` are the
+    examples' numbers as they were given.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Noise:
         indices = range(indices) if isinstance(indices, int) else indices
         self.seed, self.device, self.count = int(seed), torch.device(device), len(indices)
         self.total = max(indices, default=-1) + 1 if total is None else total
+        self.indices = indices
         self.rows = slice(indices.start, indices.stop, indices.step) if isinstance(indices, range) else list(indices)
         self._blocks = sorted({i // BLOCK for i in indices})
         place = {block: BLOCK * k for k, block in enumerate(self._blocks)}

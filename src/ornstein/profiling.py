@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError, DataError
 
 PARTS = {"_forward": "forward", "_backward": "backward", "_update": "optimiser", "_average": "average"}
@@ -25,7 +26,7 @@ class Steps(Protocol):
     device: torch.device
     precision: str
 
-    def step(self, x0: Tensor, cond: Tensor | None = None) -> Any:
+    def step(self, x0: Tensor, cond: Condition | None = None) -> Any:
         """One optimiser step on a batch."""
         ...
 
@@ -164,7 +165,7 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile(run: Steps, batches: Iterable[tuple[Tensor, Tensor | None]], steps: int = 20) -> Profile:
+def profile(run: Steps, batches: Iterable[tuple[Tensor, Condition | None]], steps: int = 20) -> Profile:
     """Profile `steps` training steps of a run, after 5 that are not counted.
 
     run: trained by the way, so do not keep it. Its methods `_forward`, `_backward`, `_update` and `_average`, as far as
@@ -201,7 +202,7 @@ def profile(run: Steps, batches: Iterable[tuple[Tensor, Tensor | None]], steps: 
     return Profile(parts, free, size, gflop, *_peak_memory(device), str(device), run.precision)
 
 
-def _count(run: Steps, batch: tuple[Tensor, Tensor | None]) -> tuple[float, int]:
+def _count(run: Steps, batch: tuple[Tensor, Condition | None]) -> tuple[float, int]:
     """The GFLOP of one step on a batch, which is made, and the examples in it."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -225,11 +226,11 @@ def _parts_timed(run: Steps, watch: Stopwatch) -> Iterator[None]:
             delattr(run, name)  # the method of the class shows again
 
 
-def _take(source: Iterator[tuple[Tensor, Tensor | None]], count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _take(source: Iterator[tuple[Tensor, Condition | None]], count: int) -> Iterator[tuple[Tensor, Condition | None]]:
     return (_next(source) for _ in range(count))
 
 
-def _next(source: Iterator[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+def _next(source: Iterator[tuple[Tensor, Condition | None]]) -> tuple[Tensor, Condition | None]:
     for batch in islice(source, 1):
         return batch
     raise DataError("the batches ran out before the profile was done; expected more of them, or fewer steps")

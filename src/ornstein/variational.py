@@ -61,15 +61,12 @@ class Bins:
         With z the distance of the bin's centre from the mean and h half its width, in standard deviations, an inner bin
         has Phi(h - |z|) - Phi(-h - |z|), in the tail where Phi is accurate.
 
-        Raises `ConfigurationError` where the law's base has a full covariance.
+        Under a base with correlations the components have the variances of its diagonal and are taken as independent: a decoder
+        may be any law, so a bound stays one.
         """
         mean, std = in_float64(law.mean), in_float64(law.std) if isinstance(law.std, Tensor) else law.std
         if law.base is not None:
-            if not law.base.diagonal:
-                raise ConfigurationError(
-                    "got a base with a full covariance, whose mass on a bin has no closed form; expected variances"
-                )
-            std = std * law.base.colour(torch.ones_like(mean[:1]))
+            std = std * law.base.variances(mean).sqrt()
         lowest, width = self._beside(mean, self.lowest), self._beside(mean, self.width)
         level = ((in_float64(x) - lowest) / width).round().clamp(0, self.levels - 1)
         z, h = (lowest + level * width - mean) / std, width / (2 * std)
@@ -85,6 +82,11 @@ class Bins:
 
     def _beside(self, x: Tensor, values: tuple[float, ...]) -> Tensor:
         return x.new_tensor(values).reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def resolution(process: Gaussian, bins: Bins | None) -> float:
+    """The level sigma / alpha at which noise is half a bin wide, 0 without bins; under a base, by its root mean square std."""
+    return 0.0 if bins is None else bins.resolution / (1.0 if process.base is None else process.base.scale)
 
 
 def in_float64(x: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ def floor(process: Gaussian, t_1: float, t_2: float) -> float:
 def marginal(process: Gaussian, x0: Tensor, t: Time) -> GaussianLaw:
     """q(x_t | x_0) = N(mu + alpha (x_0 - mu), sigma^2 Sigma), in float64 (paper 001 eq. 31)."""
     x0 = in_float64(x0)
-    mu = 0.0 if process.base is None else process.base.mean.to(x0)
+    mu = process.centre(x0)
     alpha, sigma = (spread(c, x0) for c in process.level(t)[:2])
     return GaussianLaw(mu + alpha * (x0 - mu), sigma, process.base)
 
@@ -171,7 +173,7 @@ def reconstruction(
 def prior_kl(process: Gaussian, x0: Tensor, t: Time = 1.0) -> Tensor:
     """KL(q(x_t | x_0) || N(mu, sigma^2 Sigma)) = alpha^2 / (2 sigma^2) ||x_0 - mu||^2 in Sigma^-1, L_T, in nats, (b,)."""
     x0 = in_float64(x0)
-    centred = x0 if process.base is None else x0 - process.base.mean.to(x0)
+    centred = x0 if process.base is None else x0 - process.base.centre(x0)
     snr = torch.exp(as_time(process.level(t).log_snr)).to(x0)
     return 0.5 * snr * _squared_norm(process, centred)
 

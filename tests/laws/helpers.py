@@ -8,6 +8,7 @@ from collections.abc import Callable
 import mpmath as mp
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -161,6 +162,11 @@ def spd(size: int, seed: int = 3) -> Tensor:
     """A well-conditioned positive definite matrix."""
     a = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return a @ a.T / size + 0.5 * torch.eye(size, dtype=torch.float64)
+
+
+def root_of(covariance: Tensor) -> Tensor:
+    """The symmetric square root, by scipy."""
+    return torch.from_numpy(np.real(scipy.linalg.sqrtm(covariance.numpy())))
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

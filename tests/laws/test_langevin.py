@@ -22,6 +22,7 @@ from helpers import (
     normal_marginal,
     numbers,
     one_step,
+    root_of,
 )
 from scipy.linalg import solve_discrete_lyapunov
 from scipy.stats import norm
@@ -67,7 +68,7 @@ def test_the_step_with_a_base(base):
     denoiser = exact.Normal(process, torch.tensor([1.0, 0.2, -0.4]).double(), 0.3 * torch.eye(3).double())
     x, z = (numbers(5, 3, seed=1) + mean_of(base)).requires_grad_(), numbers(5, 3, seed=2)
     score = torch.autograd.grad(denoiser.log_density(x, t).sum(), x)[0]
-    root = torch.linalg.cholesky(covariance)
+    root = root_of(covariance)
     eps = 0.2 * level(process.schedule, t)[1] ** 2
     got = Langevin(0.2).step(denoiser, x.detach(), t, t, None, Fixed(z))[0]
     assert torch.allclose(got, x + eps / 2 * score @ covariance + math.sqrt(eps) * z @ root.T, rtol=1e-9)
@@ -160,7 +161,7 @@ def test_the_adjusted_law_is_exact(sampler):
 def test_the_adjusted_step_with_a_base(sampler, base):
     """The standard process in whitened coordinates, accepted and rejected alike."""
     prior, t = BASES[base], 0.3
-    root = torch.linalg.cholesky(prior.matrix())
+    root = root_of(prior.matrix())
     covariance = torch.diag(torch.tensor([0.5, 0.3, 1.2]).double())
     one = exact.Normal(orn.Gaussian(orn.LinearVP()), torch.ones(3).double(), covariance)
     two = exact.Normal(
@@ -228,7 +229,7 @@ def test_underdamped_splitting():
     process, t = orn.Gaussian(orn.LinearVP(), BASES["full"]), 0.4
     denoiser = exact.Normal(process, torch.tensor([1.0, 0.2, -0.4]).double(), 0.3)
     covariance = BASES["full"].matrix()
-    root, sigma = torch.linalg.cholesky(covariance), level(process.schedule, t)[1]
+    root, sigma = root_of(covariance), level(process.schedule, t)[1]
     x, z = numbers(4, 3, seed=1), [numbers(4, 3, seed=k) for k in range(2, 5)]
     h, friction = 0.6, 1.3
 

@@ -19,6 +19,7 @@ from helpers import (
     mean_of,
     moments,
     numbers,
+    root_of,
     run_on_flow,
 )
 
@@ -118,7 +119,7 @@ def test_steps_at_the_ends():
 def test_a_base_is_the_standard_process_whitened(recipe, base, brownian):
     """PriorGrad: x = mu + L y, with the noise L z."""
     prior = BASES[base]
-    root, mu = torch.linalg.cholesky(prior.matrix()), mean_of(base)
+    root, mu = root_of(prior.matrix()), mean_of(base)
     plain, based = orn.Gaussian(orn.LinearVP()), orn.Gaussian(orn.LinearVP(), prior)
     mean, covariance = torch.tensor([1.0, 0.2, -0.4]).double(), torch.diag(torch.tensor([0.5, 0.3, 1.2]).double())
     one = exact.Normal(plain, mean, covariance)

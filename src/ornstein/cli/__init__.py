@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from ornstein import __version__
 from ornstein.cli.common import Outcome, finite, parse, rank, suggest
@@ -17,6 +18,7 @@ from ornstein.errors import ConfigurationError, OrnsteinError
 
 COMMANDS = {
     "train": "Train a model on your data, or on built-in data, into a run folder.",
+    "train-classifier": "Train a classifier of noisy data, by which a run is guided.",
     "sample": "Draw samples from a run: an .npz file, a picture grid or a folder of pictures.",
     "likelihood": "Say how probable held-out data are under a run, in nats and bits per dimension.",
     "bench": "Measure how exact every sampler is at a number of calls, on exact targets or on a run.",
@@ -59,10 +61,15 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         what = "the command comes first, got the option" if name.startswith("-") else "unknown command"
         raise ConfigurationError(f"{what} '{name}', expected {', '.join(COMMANDS)}{suggest(name, COMMANDS)}")
-    outcome: Outcome = import_module(f"ornstein.cli.{name}").main(argv[1:])
+    outcome: Outcome = _module(name).main(argv[1:])
     if rank() == 0:
         print(json.dumps(finite(outcome.result), allow_nan=False) if outcome.json else outcome.text, flush=True)
     return outcome.status
+
+
+def _module(name: str) -> Any:
+    """The file of a command."""
+    return import_module(f"ornstein.cli.{name.replace('-', '_')}")
 
 
 def _help() -> None:
@@ -72,8 +79,7 @@ def _help() -> None:
     from tyro.conf import subcommand
 
     pages = tuple(
-        Annotated[import_module(f"ornstein.cli.{name}").Options, subcommand(name, description=text)]
-        for name, text in COMMANDS.items()
+        Annotated[_module(name).Options, subcommand(name, description=text)] for name, text in COMMANDS.items()
     )
     description = (
         f"ornstein {__version__}: diffusion models, trained, sampled and measured. First steps:\n"

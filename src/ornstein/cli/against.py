@@ -7,6 +7,8 @@ from ornstein.config import DataOptions
 from ornstein.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ornstein.checkpoints import Model
     from ornstein.data import Dataset
 
@@ -50,3 +52,38 @@ def held_out_labels(model: "Model", dataset: "Dataset") -> Any:
     if dataset.test_labels is None or dataset.classes != model.classes:
         raise DataError(f"{dataset.name} lacks the classes of the model, which it needs; give other data")
     return dataset.test_labels
+
+
+def condition_of(model: "Model") -> str:
+    """What the model was trained to be told: none, labels or arrays."""
+    return model.config["options"]["model"]["condition"]
+
+
+def held_out_conditions(model: "Model", dataset: "Dataset", rows: "Tensor") -> "Tensor | None":
+    """The conditions of held-out examples by their rows, as the network takes them: classes, or arrays encoded as in training.
+
+    None for a model without conditions. Raises `DataError` where the data lack them.
+    """
+    condition = condition_of(model)
+    if condition == "none":
+        return None
+    if condition == "labels":
+        return held_out_labels(model, dataset)[rows]
+    if dataset.test_cond is None:
+        raise DataError(
+            f"{dataset.name} has no conditions, which the model needs; expected an array 'cond' beside the examples"
+        )
+    assert model.conditioning is not None
+    return model.conditioning.encode(dataset.test_cond[rows])
+
+
+def typical_conditions(model: "Model", n: int) -> "Tensor | None":
+    """Conditions of n samples as they are in the data of the run: classes by their shares, or those of held-out examples."""
+    import torch
+
+    if condition_of(model) == "labels":
+        return model.labels(n)
+    if condition_of(model) == "none":
+        return None
+    dataset, _, _ = against(model, None)
+    return held_out_conditions(model, dataset, torch.arange(n) * len(dataset.test) // n)

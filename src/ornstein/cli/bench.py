@@ -194,14 +194,17 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     import torch
 
     from ornstein import accuracy, checkpoints, linearised
-    from ornstein.cli.drawing import is_conditional
+    from ornstein.cli.against import typical_conditions
+    from ornstein.conditions import moved
     from ornstein.devices import pick_device
 
     model = checkpoints.load(run, pick_device(options.device), options.ema)
     denoiser, n, calls = model.denoiser, options.n or RUN_POINTS, sorted(set(options.calls or RUN_CALLS))
     device = next(iter(model.parameters())).device
-    cond = model.labels(n).to(device) if is_conditional(model) else None
-    begin, start = accuracy.begun(denoiser.process, (n, *(denoiser.shape or ())), options.seed, torch.float32)
+    cond = moved(typical_conditions(model, n), device)
+    begin, start = accuracy.begun(
+        denoiser.process.given(cond), (n, *(denoiser.shape or ())), options.seed, torch.float32
+    )
     start = start.to(device)
     say(f"{run}, step {model.step}: a fine solution of {accuracy.FINE} calls for {n} starting points")
     truth, known = accuracy.finely(denoiser, begin, start, cond)

@@ -10,13 +10,14 @@ from tyro.conf import arg
 
 from ornstein.cli import recommendations
 from ornstein.cli.common import hint, say
+from ornstein.cli.steering import Steering
 from ornstein.errors import ConfigurationError, NumericalError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.checkpoints import Model
-    from ornstein.clipping import Clipped
+    from ornstein.conditions import Condition
     from ornstein.parallel import Group
     from ornstein.samplers import Sampler, Samples, State
 
@@ -76,15 +77,18 @@ class Unfinished:
     state: "State | None"
 
 
-def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
-    """The sampler and the times for --sampler, --grid and --steps or --calls.
+def choose(
+    model: "Model", run: Path, options: SamplingOptions, denoiser: Any = None, steering: "Steering | None" = None
+) -> Chosen:
+    """The sampler and the times for --sampler, --grid and --steps or --calls, of the guided `denoiser`, constrained as steered.
 
     Where none of the first three is given, they are those that `ornstein bench` found for the run and this number of calls, if
     it did. Raises `ConfigurationError` on options that do not fit.
     """
     from ornstein import grids, specs
-    from ornstein.samplers import Sampler, recipe
+    from ornstein.samplers import Ancestral, Sampler, recipe
 
+    denoiser, steering = model if denoiser is None else denoiser, steering or Steering()
     if options.steps is not None and options.calls is not None:
         raise ConfigurationError("got both --steps and --calls, expected one of them")
     if options.batch_size < 1:
@@ -93,12 +97,17 @@ def choose(model: "Model", run: Path, options: SamplingOptions) -> Chosen:
         raise ConfigurationError(
             f"got --threshold {options.threshold:g}, expected a quantile below 1, such as 0.995, or 1 to clamp"
         )
-    if all(given is None for given in (options.sampler, options.grid, options.steps)):
+    plain = denoiser is model and steering == Steering()
+    if plain and all(given is None for given in (options.sampler, options.grid, options.steps)):
         found = _recommended(model, run, options)
         if found is not None:
             return found
     named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
-    sampler, grid = recipe(model.process, named, options.steps, options.calls)
+    if steering.wrap is not None:  # which drops a multistep sampler's memory
+        named = steering.wrap(named or Ancestral())
+    if options.grid is not None and steering.begin < 1:
+        raise ConfigurationError("got --grid with --init, whose times begin at --strength; leave --grid out")
+    sampler, grid = recipe(denoiser, named, options.steps, options.calls, begin=steering.begin)
     if options.grid is not None and math.isinf(sampler.stages):
         raise ConfigurationError(f"got --grid with {sampler}, whose steps are its own; leave it out")
     if options.grid is not None:
@@ -128,15 +137,17 @@ def _recommended(model: "Model", run: Path, options: SamplingOptions) -> Chosen 
 
 
 def draw(
-    model: "Model",
+    denoiser: Any,
     chosen: Chosen,
     options: SamplingOptions,
     n: int,
-    labels: "Tensor | None",
+    cond: "Condition | None",
     group: "Group | None" = None,
+    steering: "Steering | None" = None,
 ) -> "Samples":
-    """`n` samples in raw units, on the CPU. Raises `ConfigurationError` on options that do not fit the model, `NumericalError` on
-    NaN: its `last` is then an `Unfinished`.
+    """`n` samples of a `Model`, guided or not, in raw units, on the CPU.
+
+    Raises `ConfigurationError` on options that do not fit the model, `NumericalError` on NaN: its `last` is then an `Unfinished`.
 
     The processes of a group take batches in turn, the same batches as one process would: so the samples are the same. The
     main process returns all of them, the others some.
@@ -151,11 +162,10 @@ def draw(
     from ornstein.parallel import Group
     from ornstein.samplers import Samples
 
-    denoiser: Any = model
     if options.threshold is not None:
-        denoiser = Clipped(model, quantile=None if options.threshold == 1 else options.threshold)
+        denoiser = Clipped(denoiser, quantile=None if options.threshold == 1 else options.threshold)
     group, size = group or Group(), options.batch_size
-    device, began = next(iter(model.parameters())).device, time.perf_counter()
+    device, began = next(iter(denoiser.parameters())).device, time.perf_counter()
     parts: list[Tensor] = []
     calls, rounds = 0, range(0, n, size * group.size)
     silent = None if group.main else True
@@ -167,7 +177,7 @@ def draw(
             first = min(n, begin + size * group.rank)
             rows, failed = range(first, min(n, first + size)), None
             try:
-                drawn = _batch(denoiser, chosen, options.seed, rows, labels, bar.update)
+                drawn = _batch(denoiser, chosen, options.seed, rows, cond, bar.update, steering or Steering())
                 calls, x = max(calls, drawn.calls), drawn.x.cpu()
             except NumericalError as error:
                 failed, x = error, torch.empty(0)
@@ -182,26 +192,31 @@ def draw(
 
 
 def _batch(
-    denoiser: "Model | Clipped",
+    denoiser: Any,
     chosen: Chosen,
     seed: int,
     rows: range,
-    labels: "Tensor | None",
+    cond: "Condition | None",
     advance: Callable[[int], Any],
+    steering: Steering,
 ) -> "Samples":
     """Some of the samples of a seed, in one batch; `advance` is told of each state of the loop."""
+    from ornstein.conditions import rows_of
+    from ornstein.editing import noised_start
     from ornstein.samplers import sample
 
     def follow(t: float, x: "Tensor") -> "Tensor":
         advance(1)
         return x.new_empty(0)  # the hook is meant for trajectories: one empty row a state weighs nothing
 
-    cond = None if labels is None else labels[rows.start : rows.stop]
-    size = max(1, len(rows))
+    cond, size, start = rows_of(cond, slice(rows.start, rows.stop)), max(1, len(rows)), None
+    if steering.init is not None:
+        start = noised_start(denoiser, steering.init, steering.begin, len(rows), cond, seed, rows.start)
     return sample(
         denoiser,
         chosen.sampler,
         n=len(rows),
+        start=start,
         grid=chosen.grid,
         cond=cond,
         seed=seed,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli.against import against, held_out_labels
+from ornstein.cli.against import against, held_out_conditions, held_out_labels
 from ornstein.cli.common import Outcome, hint, parse, say
-from ornstein.cli.drawing import SamplingOptions, choose, draw, is_conditional
+from ornstein.cli.drawing import SamplingOptions, choose, draw
+from ornstein.cli.guiding import GuidanceOptions, guided
 from ornstein.cli.samples import read
 from ornstein.errors import ConfigurationError
 
@@ -49,6 +50,7 @@ class Options:
     """The classifier in whose features images are compared, a .safetensors file of benchmarks/train_classifier.py."""
     json: Annotated[bool, arg(**hint())] = False
     """Print one JSON object on stdout, and nothing else."""
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
@@ -95,12 +97,13 @@ def _samples(options: Options, model: "Model", dataset: "Dataset") -> "tuple[Ten
     n = min(LARGEST, held) if options.n is None else options.n
     if n < 1:
         raise ConfigurationError(f"got -n {n}, expected at least 1")
-    labels = None
-    if is_conditional(model):
-        # Classes in the proportions of the held-out data, which may be sorted by class: rows spread evenly over them.
-        labels = held_out_labels(model, dataset)[torch.arange(n) * held // n]
-    chosen = choose(model, options.run, options.sampling)
-    drawn = draw(model, chosen, options.sampling, n, labels)
+    # Classes in the proportions of the held-out data, which may be sorted by class: rows spread evenly over them.
+    rows = torch.arange(n) * held // n
+    of_classes = options.guidance.classifier is not None  # which needs them even where the model does not
+    cond = held_out_labels(model, dataset)[rows] if of_classes else held_out_conditions(model, dataset, rows)
+    denoiser = guided(model, options.guidance)
+    chosen = choose(model, options.run, options.sampling, denoiser)
+    drawn = draw(denoiser, chosen, options.sampling, n, cond)
     return drawn.x, drawn.calls, str(chosen.sampler)
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> Outcome:
 
     config = checkpoints.read_config(options.run)
     model = config["model"]
-    denoiser, _ = checkpoints.rebuild(model)
+    denoiser, _ = checkpoints.rebuild(model, options.run)
     log = logs.read_log(options.run)
     state = "whole"
     counters: dict[str, Any] = {}
@@ -69,8 +69,9 @@ def _table(found: dict[str, Any]) -> str:
         "run": found["run"],
         "data": f"{options['data']}: {data.get('train')} training and {data.get('test')} held-out examples",
         "process": f"Gaussian({model['schedule']})",
+        "prior": options["model"].get("prior", "standard"),
         "network": f"{model['network']}, {found['parameters']:,} parameters",
-        "parametrisation": f"{model['parametrization']}, sigma_data {model['sigma_data']:.4g}",
+        "parametrisation": f"{_says(model)}, sigma_data {model['sigma_data']:.4g}",
         "condition": f"{options['model']['condition']}{_classes(model['classes'])}",
         "scaling": _scaling(model["scaling"]),
         "objective": ", ".join(filter(None, objective.values())),
@@ -88,6 +89,12 @@ def _table(found: dict[str, Any]) -> str:
 def _or(value: Any) -> str:
     """A number for reading; a dash where there is none."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _says(model: dict[str, Any]) -> str:
+    """What the network says of x_t."""
+    classes = len(model["classes"])
+    return f"log p_t(y | x_t) of {classes} classes" if model.get("kind") == "classifier" else model["parametrization"]
 
 
 def _classes(names: list[str]) -> str:

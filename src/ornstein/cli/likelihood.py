@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli.against import against, held_out_labels
+from ornstein.cli.against import against, condition_of, held_out_conditions
 from ornstein.cli.common import Outcome, hint, parse, say
-from ornstein.cli.drawing import is_conditional
 from ornstein.cli.quotes import figures_of, table, write_steps
 from ornstein.errors import ConfigurationError, DataError
 
@@ -79,14 +78,14 @@ def main(argv: list[str]) -> Outcome:
     from ornstein.devices import pick_device
 
     model = checkpoints.load(options.run, pick_device(options.device), options.ema)
-    x, labels, source, own = _examples(options, model)
+    x, cond, source, own = _examples(options, model)
     found: dict[str, Bound | Likelihood] = {}
     if options.bound != "elbo":  # first, for it refuses what does not fit before it begins
         say(f"the density of the ODE, {len(x)} examples")
-        found["ode"] = _density(options, model, x, labels)
+        found["ode"] = _density(options, model, x, cond)
     if options.bound != "ode":
         say(f"the bound, {len(x)} examples")
-        found = {"elbo": _bound(options, model, x, labels), **found}
+        found = {"elbo": _bound(options, model, x, cond), **found}
     written = write_steps(options.run, found["elbo"]) if options.per_step else []
     result = {
         "run": str(options.run),
@@ -94,7 +93,8 @@ def main(argv: list[str]) -> Outcome:
         "data": source,
         "same_data_as_trained_on": own,
         "n": len(x),
-        "given_labels": labels is not None,
+        "given_labels": condition_of(model) == "labels",
+        "condition": condition_of(model),
         **{name: figures_of(value) for name, value in found.items()},
         "settings": _settings(options, model, found),
         "written": [str(path) for path in written],
@@ -136,7 +136,7 @@ def _check(options: Options) -> None:
 
 
 def _examples(options: Options, model: "Model") -> "tuple[Tensor, Tensor | None, str, bool]":
-    """Held-out examples in raw units, evenly spread, with their labels where the model was trained on labels."""
+    """Held-out examples in raw units, evenly spread, with their conditions where the model was trained on such."""
     import torch
 
     dataset, source, own = against(model, options.data)
@@ -145,25 +145,25 @@ def _examples(options: Options, model: "Model") -> "tuple[Tensor, Tensor | None,
     if n > held:
         raise ConfigurationError(f"got -n {n}, expected at most the {held} held-out examples of {source}")
     rows = torch.arange(n) * held // n  # held-out data may be sorted by class
-    labels = held_out_labels(model, dataset)[rows] if is_conditional(model) else None
+    cond = held_out_conditions(model, dataset, rows)
     levels, known = getattr(dataset.scaling, "levels", None), getattr(model.scaling, "levels", None)
     if levels != known:
         raise DataError(
             f"got {source}, whose data have {levels or 'no'} levels, for a run on data of {known or 'no'} levels; expected "
             "data of the same levels, for probabilities of others do not compare"
         )
-    return dataset.test[rows], labels, source, own
+    return dataset.test[rows], cond, source, own
 
 
-def _bound(options: Options, model: "Model", x: "Tensor", labels: "Tensor | None") -> "Bound":
+def _bound(options: Options, model: "Model", x: "Tensor", cond: "Tensor | None") -> "Bound":
     from ornstein.likelihood import elbo
 
     terms = None if options.per_step or not options.terms else options.terms
     steps = _steps(options, model)
-    return elbo(model, x, steps=steps, terms=terms, cond=labels, seed=options.seed, batch_size=options.batch_size)
+    return elbo(model, x, steps=steps, terms=terms, cond=cond, seed=options.seed, batch_size=options.batch_size)
 
 
-def _density(options: Options, model: "Model", x: "Tensor", labels: "Tensor | None") -> "Likelihood":
+def _density(options: Options, model: "Model", x: "Tensor", cond: "Tensor | None") -> "Likelihood":
     from ornstein.likelihood import Dequantise, Exact, Hutchinson, RungeKutta, log_likelihood
 
     traces = {"auto": None, "exact": Exact(), "hutchinson": Hutchinson(options.probes)}
@@ -177,7 +177,7 @@ def _density(options: Options, model: "Model", x: "Tensor", labels: "Tensor | No
         trace=trace,
         solver=RungeKutta(rtol=options.tolerance, atol=options.tolerance),
         dequantise=dequantise,
-        cond=labels,
+        cond=cond,
         seed=options.seed,
         batch_size=options.batch_size,
     )

@@ -57,7 +57,7 @@ def table(found: "dict[str, Bound | Likelihood]", result: dict[str, Any]) -> str
         if some.levels
         else "continuous data: log-densities in their own units"
     )
-    given = ", given their labels" if result["given_labels"] else ""
+    given = {"labels": ", given their labels", "arrays": ", given their conditions"}.get(result["condition"], "")
     whose = f"{result['n']} held-out examples of {result['data']}{given}, {some.dims} dimensions, {what}"
     head = f"{result['run']}, step {result['step']}: {whose}"
     notes = [f"settings: {', '.join(f'{name} {value}' for name, value in result['settings'].items())}"]
@@ -80,7 +80,7 @@ def _about_ode(figures: dict[str, Any]) -> str:
     if figures["probe_error"] is not None:
         parts.append(f"error of the trace {figures['probe_error']:.2g} nats an example")
     if figures["sigma"]:
-        parts.append(f"the density is that of the data with noise of {figures['sigma']:.3g} in model units")
+        parts.append(f"the density is that of the data with noise of sigma / alpha = {figures['sigma']:.3g}")
     return f"ODE: {'; '.join(parts)}"
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse
-from ornstein.cli.drawing import SamplingOptions, Unfinished, choose, draw, is_conditional
+from ornstein.cli.drawing import SamplingOptions, Unfinished, choose, draw
+from ornstein.cli.guiding import GuidanceOptions, guided
 from ornstein.cli.outputs import destination, write, write_arrays
+from ornstein.cli.steering import SteeringOptions, read_raw, steer
 from ornstein.errors import ConfigurationError, NumericalError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ornstein.checkpoints import Model
 
 PROG = "ornstein sample"
+N, POINTS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Options:
     For example:
     - ornstein sample runs/digits-1
     - ornstein sample runs/digits-1 -n 10000 --calls 15 --out samples.npz
-    - ornstein sample runs/digits-1 --class 7 --out sevens/
+    - ornstein sample runs/digits-1 --class 7 --guidance 2 --out sevens/
+    - ornstein sample runs/digits-1 --inpaint digit.png --mask mask.png --resamplings 10
+    - ornstein sample runs/digits-1 --reference digit.png --factor 2
     """
 
     run: Positional[Path]
@@ -38,19 +43,27 @@ class Options:
     """What to write, by its ending: .npz (`samples`, `labels`), .png (a grid), a folder (PNGs), .csv or .parquet (a table)."""
     overwrite: Annotated[bool, arg(**hint())] = False
     """Replace the file where it exists; a folder is never replaced."""
-    n: Annotated[int, arg(aliases=["-n"])] = 64
+    n: Annotated[
+        int | None, arg(aliases=["-n"], **hint(f"default: {N}; the rows of --cond; {POINTS} with --interpolate"))
+    ] = None
     """How many samples."""
     class_: Annotated[str | None, arg(name="class", metavar="CLASS", **hint("default: as often as in the data"))] = None
     """Name or index of the class to draw, of a model trained with --condition labels; a grid shows all in turn."""
+    cond: Annotated[Path | None, arg(metavar="FILE", **hint())] = None
+    """The conditions of a model trained with --condition arrays: an .npz with the array `cond`, a row a sample."""
+    interpolate: Annotated[tuple[Path, Path] | None, arg(metavar="IMAGE IMAGE", **hint())] = None
+    """The way from one image to another through their latents, in -n points, in place of samples."""
     json: Annotated[bool, arg(**hint())] = False
     """Print one JSON object on stdout, and nothing else."""
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    steering: SteeringOptions = field(default_factory=SteeringOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
 def main(argv: list[str]) -> Outcome:
     """Sample as a command line says. Raises `OrnsteinError`."""
     options: Options = parse(Options, argv, PROG)
-    if options.n < 1:
+    if options.n is not None and options.n < 1:
         raise ConfigurationError(f"got -n {options.n}, expected at least 1")
     from ornstein import checkpoints
     from ornstein.parallel import join, together
@@ -58,10 +71,15 @@ def main(argv: list[str]) -> Outcome:
     group = join(options.sampling.device)
     model = checkpoints.load(options.run, group.device(options.sampling.device), options.sampling.ema)
     path = group.same(destination(options.out, options.run, model, options.overwrite))
-    labels, chosen = _labels(options, model, path), choose(model, options.run, options.sampling)
+    denoiser, steering = guided(model, options.guidance), steer(model, options.steering)
+    cond, n = _condition(options, model, path)
+    labels = None if options.cond is not None else cond
+    if options.interpolate is not None:
+        return _interpolated(options, model, path, cond, n)
+    chosen = choose(model, options.run, options.sampling, denoiser, steering)
     with together(group, lambda: f"No file was written; start again to have {path}"):
         try:
-            drawn = draw(model, chosen, options.sampling, options.n, labels, group)
+            drawn = draw(denoiser, chosen, options.sampling, n, cond, group, steering)
         except NumericalError as error:
             raise (_unfinished(path, error) if group.main else error) from None
         if group.main:
@@ -70,7 +88,7 @@ def main(argv: list[str]) -> Outcome:
     result = {
         "run": str(options.run),
         "out": str(path),
-        "n": options.n,
+        "n": n,
         "shape": list(drawn.x.shape),
         "dtype": str(drawn.x.dtype).removeprefix("torch."),
         "step": model.step,
@@ -80,35 +98,82 @@ def main(argv: list[str]) -> Outcome:
         "calls": drawn.calls,
         "seed": options.sampling.seed,
         "class": options.class_,
+        "guidance": None if denoiser is model else denoiser.scale,
+        "strength": None if steering.init is None else steering.begin,
         "processes": group.size,
         "seconds": round(drawn.seconds, 3),
     }
     most = "at most " if math.isinf(chosen.sampler.stages) else ""
-    text = f"{path}: {options.n} samples of step {model.step}, {most}{drawn.calls} calls each, {drawn.seconds:.1f} s"
+    text = f"{path}: {n} samples of step {model.step}, {most}{drawn.calls} calls each, {drawn.seconds:.1f} s"
     if chosen.origin.startswith("bench"):
         text += f" ({chosen.origin})"
     return Outcome(result, text, options.json)
 
 
-def _labels(options: Options, model: "Model", path: Path) -> "Tensor | None":
-    """The class of each sample: that of --class, else as in the data (in turn, in a grid); None without classes."""
+def _condition(options: Options, model: "Model", path: Path) -> "tuple[Tensor | None, int]":
+    """The condition of each sample, and how many there are.
+
+    Of classes: that of --class, else as in the data (in turn, in a grid). Of arrays: those of --cond.
+    """
     import torch
 
     from ornstein.data import class_index
 
-    if not is_conditional(model):
+    kind, n = model.config["options"]["model"]["condition"], options.n or (POINTS if options.interpolate else N)
+    if options.cond is not None and kind != "arrays":
+        raise ConfigurationError(
+            f"got --cond {options.cond} for a model trained without; train with --condition arrays"
+        )
+    if kind == "arrays":
+        return _given(options, model)
+    if kind != "labels" and options.guidance.classifier is None:
         if options.class_ is not None:
             raise ConfigurationError(
                 f"got --class {options.class_} for a model trained without labels; leave it out, or train with "
-                "--condition labels"
+                "--condition labels, or give a --classifier"
             )
-        return None
+        return None, n
     count, name = len(model.classes), options.class_
     if name is None:
         in_turn = path.suffix.lower() == ".png"
-        return torch.arange(options.n) % count if in_turn else model.labels(options.n)
+        return torch.arange(n) % count if in_turn else model.labels(n), n
     by_number = name not in model.classes and name.isdecimal() and int(name) < count
-    return torch.full((options.n,), int(name) if by_number else class_index(model.classes, name))
+    index = int(name) if by_number else class_index(model.classes, name)
+    if model.config["data"]["class_counts"][index] == 0:
+        raise ConfigurationError(f"got --class {name}, a class that the model never saw: training had no example of it")
+    return torch.full((n,), index), n
+
+
+def _given(options: Options, model: "Model") -> "tuple[Tensor, int]":
+    """The conditions of --cond, the first -n of them."""
+    if options.cond is None or options.class_ is not None:
+        raise ConfigurationError(
+            "the model was trained with --condition arrays, expected --cond FILE, the conditions of the samples, without --class"
+        )
+    assert model.conditioning is not None
+    cond = model.conditioning.read(options.cond)
+    if options.n is not None and options.n > len(cond):
+        raise ConfigurationError(f"got -n {options.n} for {len(cond)} rows in {options.cond}, expected at most as many")
+    n = len(cond) if options.n is None else options.n
+    return cond[:n], n
+
+
+def _interpolated(options: Options, model: "Model", path: Path, cond: "Tensor | None", n: int) -> Outcome:
+    """Write the way between two images."""
+    import time
+
+    from ornstein.editing import interpolate
+
+    assert options.interpolate is not None
+    a, b = (read_raw(model, end)[:1] for end in options.interpolate)
+    began = time.perf_counter()
+    given = None if cond is None or options.class_ is None else cond[:1]
+    x = interpolate(model, a, b, n, cond=given)[0]
+    write(path, x, None, model)
+    seconds = time.perf_counter() - began
+    result = {"run": str(options.run), "out": str(path), "n": n, "step": model.step, "seconds": round(seconds, 3)}
+    ends = " to ".join(map(str, options.interpolate))
+    return Outcome(result, f"{path}: {n} points from {ends}, {seconds:.1f} s", options.json)
 
 
 def _unfinished(path: Path, error: NumericalError) -> NumericalError:

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> Outcome:
     group = join(run.training.device)
     if options.profile:
         return _profile(experiment.prepare(run, folder, group), options.json)
-    return _train(experiment.create(run, group.same(folder), group), options.json)
+    return trained(experiment.create(run, group.same(folder), group), options.json)
 
 
 def resolve(options: Options, argv: list[str]) -> tuple[RunOptions, str]:
@@ -118,12 +118,13 @@ def free_name(folder: Path, source: str, suffix: str = "") -> Path:
 
 def _check(run: RunOptions) -> None:
     """Raise `ConfigurationError` on wrong options, before the data are read, which may take long."""
-    from ornstein import experiment, specs
+    from ornstein import experiment, priors, specs
     from ornstein.config import seconds
     from ornstein.schedules import Schedule
 
     specs.parse(run.model.network)
     specs.construct(run.model.schedule, Schedule)
+    priors.check(run.model.prior, experiment.aims.condition_of(run))
     experiment.objective(run)
     if run.training.budget is not None:
         seconds(run.training.budget)
@@ -148,7 +149,7 @@ def _resume(options: Options, folder: Path) -> Outcome:
     from ornstein.parallel import join
 
     device = checkpoints.read_config(folder)["options"]["training"]["device"]
-    return _train(experiment.resume(folder, join(device), options.allow_changed_data, taken), options.json)
+    return trained(experiment.resume(folder, join(device), options.allow_changed_data, taken), options.json)
 
 
 def _given(options: Any, default: Any) -> Iterator[str]:
@@ -171,7 +172,16 @@ def _profile(made: Any, json: bool) -> Outcome:
     return Outcome(found.to_dict(), f"{made.describe()}\n{found}", json)
 
 
-def _train(made: Any, json: bool) -> Outcome:
+def _next(made: Any) -> str:
+    """The command that uses what was trained: a classifier guides the run it was made for."""
+    if made.config["model"].get("kind") == "classifier":
+        return (
+            f"ornstein sample {made.config.get('guides', 'RUN')} --classifier {made.folder} --guidance 2 --class NAME"
+        )
+    return f"ornstein sample {made.folder}{' --cond FILE.npz' if made.condition == 'arrays' else ''}"
+
+
+def trained(made: Any, json: bool) -> Outcome:
     """Train an `Experiment` and put its summary into words."""
     say(made.dataset.describe())
     say(made.describe())
@@ -188,6 +198,6 @@ def _train(made: Any, json: bool) -> Outcome:
     ]
     speed = f"{summary['steps']} steps, {summary['seconds']:.0f} s, {summary['images_per_s']:.0f} images/s"
     interrupted = summary["stopped"] == "interrupted"
-    follow = f"{PROG} --resume {made.folder}" if interrupted else f"ornstein sample {made.folder}"
+    follow = f"{PROG} --resume {made.folder}" if interrupted else _next(made)
     text = f"{made.folder}: {', '.join([summary['stopped'], speed, *losses])}\nnext: {follow}"
     return Outcome(summary, text, json, 130 if interrupted else 0)

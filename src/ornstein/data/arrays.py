@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ornstein.config import DataOptions
-from ornstein.data.dataset import Dataset, Part, assemble
+from ornstein.data.dataset import Dataset, Part, assemble, finite_rows
 from ornstein.data.scaling import SERIES_NOTE
 from ornstein.errors import DataError
 
@@ -23,6 +23,8 @@ NAMES = (
     ("samples", "labels", None, None),
     ("x", "y", None, None),
 )
+CONDITIONS = (("train_cond", "test_cond"), ("cond_train", "cond_test"), ("cond", None))
+"""Names of what is given with each example, for --condition arrays: of the training and of the held-out part."""
 
 
 SERIES = "expected one length: cut or pad them, and save one array of floats (n, length, channels)"
@@ -32,23 +34,24 @@ def load_arrays(path: Path, seed: int, options: DataOptions) -> Dataset:
     """The data set in a .npy or .npz file.
 
     .npy: the examples, without labels. .npz: one of the sets of names in `NAMES` (labels and held-out part may be
-    missing), or a single array of any name. Types: uint8 (n, h, w) and (n, h, w, c) are images of 256 levels, booleans
-    the same with 2; floats are continuous, (n, length, channels) series, and come back with their axes; other integers
-    are taken as continuous numbers.
+    missing), or a single array of any name; beside them conditions, by the names in `CONDITIONS`. Types: uint8 (n, h, w) and
+    (n, h, w, c) are images of 256 levels, booleans the same with 2; floats are continuous, (n, length, channels) series, and
+    come back with their axes; other integers are taken as continuous numbers.
 
     Raises DataError for a file that cannot be read, names that are not known, series of different lengths, arrays of a
     shape or type that cannot be trained on, labels that do not fit the examples, and NaN or inf, unless
     `options.skip_bad` passes over such examples.
     """
-    with _readable(path):
+    with readable(path):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _dataset(path, {"": loaded}, ("", None, None, None), seed, options)
         with loaded as file:
             names = _choose(path, file)
-            arrays = {name: file[name] for name in names if name is not None}
+            conditions = _conditions(path, file.files, split=names[2] is not None)
+            arrays = {name: file[name] for name in (*names, *conditions) if name is not None}
             ignored = [name for name in file.files if name not in arrays]
-    return _dataset(path, arrays, names, seed, options, ignored)
+    return _dataset(path, arrays, names, seed, options, ignored, conditions)
 
 
 def _choose(path: Path, file: "np.lib.npyio.NpzFile") -> tuple[str | None, ...]:
@@ -60,13 +63,25 @@ def _choose(path: Path, file: "np.lib.npyio.NpzFile") -> tuple[str | None, ...]:
                     f"{path} holds {names[3]} but no examples that go with them; add {names[2]} or remove it"
                 )
             return tuple(name if name in found else None for name in names)
-    if len(found) == 1:
-        return (found[0], None, None, None)
+    alone = [name for name in found if name not in {name for pair in CONDITIONS for name in pair}]
+    if len(alone) == 1:
+        return (alone[0], None, None, None)
     _refuse_ragged(path, file)
     raise DataError(
         f"{path} holds the arrays {', '.join(sorted(found)) or '(none)'}; expected a single array, or "
         + ", or ".join("/".join(name for name in names if name) for names in NAMES)
     )
+
+
+def _conditions(path: Path, found: list[str], split: bool) -> tuple[str | None, str | None]:
+    """The names of the conditions of the examples and of the held-out part, where it has one of its own."""
+    train, test = next((pair for pair in CONDITIONS if pair[0] in found), (None, None))
+    if train is None or not split:
+        return train, None
+    if test not in found:
+        wanted = " or ".join("/".join(filter(None, pair)) for pair in CONDITIONS[:2])
+        raise DataError(f"{path} holds {train} and held-out examples without conditions; expected {wanted}")
+    return train, test
 
 
 def _refuse_ragged(path: Path, file: "np.lib.npyio.NpzFile") -> None:
@@ -88,19 +103,38 @@ def _dataset(
     seed: int,
     options: DataOptions,
     ignored: list[str] | None = None,
+    conditions: tuple[str | None, str | None] = (None, None),
 ) -> Dataset:
     notes = [f"ignored the arrays {', '.join(ignored)}"] if ignored else []
     parts, levels = [], None
-    for examples, labels in (names[:2], names[2:]):
+    for examples, labels, cond in ((*names[:2], conditions[0]), (*names[2:], conditions[1])):
         if examples is None:
             continue
         source = f"{path} [{examples}]" if examples else str(path)
         x, levels, note = as_examples(arrays[examples], source)
         notes += [note] if note and note not in notes else []
-        part = Part(x, None if labels is None else _as_labels(arrays[labels]), source)
+        part = Part(
+            x,
+            None if labels is None else _as_labels(arrays[labels]),
+            source,
+            cond=None if cond is None else as_condition(arrays[cond], f"{path} [{cond}]"),
+        )
         parts.append(part if levels is not None else part.finite(options.skip_bad))
     test = parts[1] if len(parts) == 2 else None
     return assemble(path.name, parts[0], test, seed=seed, holdout=options.holdout, levels=levels, notes=tuple(notes))
+
+
+def as_condition(array: np.ndarray, source: str) -> Tensor:
+    """A numpy array of conditions as a tensor, its numbers as they are. Raises DataError where it holds none, or NaN or inf."""
+    if array.dtype.kind not in "buif" or array.ndim < 1:
+        raise DataError(
+            f"{source}: array of type {array.dtype} and shape {array.shape}; expected numbers, one row an example"
+        )
+    kind = array.dtype.newbyteorder("=") if array.dtype.itemsize > 1 else array.dtype
+    cond = torch.from_numpy(np.require(array, kind, ["C", "W"]))
+    if cond.is_floating_point():
+        finite_rows(cond, source)
+    return cond
 
 
 def _as_labels(labels: np.ndarray) -> np.ndarray:
@@ -137,7 +171,7 @@ def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn what numpy and zipfile raise on a damaged or foreign file into a DataError that names the file."""
     try:
         yield

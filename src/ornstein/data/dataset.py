@@ -29,6 +29,7 @@ class Dataset:
 
     train, test: raw tensors (n, *scaling.raw_shape), or streams that read them; `test` is held out of training.
     train_labels, test_labels: int64 (n,) class indices into `classes`, or None where the data have no labels.
+    train_cond, test_cond: what else is given with each example, (n, ...) as it was read: vectors of floats, uint8 images.
     classes: names of the classes, in the order of their indices.
     scaling: raw data <-> model units, measured on `train`.
     notes: what a user should know of how the data were read (one sentence each).
@@ -44,16 +45,18 @@ class Dataset:
     scaling: "Scaling | TableScaling"
     notes: tuple[str, ...] = ()
     skipped: int = 0
+    train_cond: Tensor | None = None
+    test_cond: Tensor | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the training examples and labels, shapes and types, and of what their codes mean (the names of
-        classes, the columns of a table and their categories): tells whether data are the same.
+        """SHA-256 (hex) of the training examples, labels and conditions, shapes and types, and of what their codes mean (the
+        names of classes, the columns of a table and their categories): tells whether data are the same.
 
         Of a stream its `digest` stands for the examples, so the same data have another fingerprint when streamed.
         """
         digest = hashlib.sha256()
-        for examples in (self.train, self.train_labels):
+        for examples in (self.train, self.train_labels, self.train_cond):
             if examples is not None:
                 digest.update(f"{examples.dtype} {tuple(examples.shape)};".encode())
                 if isinstance(examples, Tensor):
@@ -86,7 +89,7 @@ class Dataset:
 class Part:
     """Raw examples and labels as read from `source` (a file or an array in it), before they are split and scaled.
 
-    skipped, notes: how many examples were passed over on the way here, and what to tell of it.
+    skipped, notes: how many examples were passed over on the way here, and what to tell of it. cond: what is given with each.
     """
 
     x: Tensor | Stream
@@ -94,8 +97,13 @@ class Part:
     source: str
     skipped: int = 0
     notes: tuple[str, ...] = ()
+    cond: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.cond is not None and len(self.cond) != len(self.x):
+            raise DataError(
+                f"{self.source}: {len(self.cond)} conditions for {len(self.x)} examples; expected one for each"
+            )
         if self.labels is not None and self.labels.shape != (len(self.x),):
             raise DataError(
                 f"{self.source}: labels of shape {self.labels.shape} for {len(self.x)} examples; expected one class "
@@ -105,7 +113,8 @@ class Part:
     def take(self, rows: Tensor) -> "Part":
         """The examples of some rows."""
         x = self.x[rows] if isinstance(self.x, Tensor) else self.x.take(rows)
-        return Part(x, None if self.labels is None else self.labels[rows.numpy()], self.source)
+        cond = None if self.cond is None else self.cond[rows]
+        return Part(x, None if self.labels is None else self.labels[rows.numpy()], self.source, cond=cond)
 
     def finite(self, skip_bad: bool) -> "Part":
         """The examples without NaN or inf; with `skip_bad` others are passed over, else they raise a DataError."""
@@ -162,7 +171,8 @@ def assemble(
         scaling = Scaling.measure(x, levels=levels, per_feature=per_feature)
     except DataError as error:
         raise DataError(f"{part.source}: {error}") from None
-    return Dataset(name, part.x, test.x, train_labels, test_labels, classes, scaling, notes, skipped)
+    labels = (train_labels, test_labels)
+    return Dataset(name, part.x, test.x, *labels, classes, scaling, notes, skipped, part.cond, test.cond)
 
 
 def _measured(x: Tensor | Stream) -> tuple[Tensor, str]:

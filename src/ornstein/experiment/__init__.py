@@ -4,7 +4,7 @@ RUN/config.json   RUN/log.jsonl   RUN/checkpoints/step-*   RUN/samples/step-*.pn
 """
 
 from ornstein.experiment.aims import objective
-from ornstein.experiment.creation import build, create, prepare, resume
+from ornstein.experiment.creation import begin, build, create, prepare, resume
 from ornstein.experiment.experiment import Experiment
 
-__all__ = ["Experiment", "build", "create", "objective", "prepare", "resume"]
+__all__ = ["Experiment", "begin", "build", "create", "objective", "prepare", "resume"]

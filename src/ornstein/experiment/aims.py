@@ -8,6 +8,7 @@ from ornstein.data import Scaling, TableScaling
 from ornstein.errors import ConfigurationError
 from ornstein.objectives import (
     VLB,
+    CrossEntropy,
     DenoisingScoreMatching,
     EDMWeighting,
     ELBOWeighting,
@@ -30,7 +31,7 @@ from ornstein.schedules import Schedule, TableSchedule
 from ornstein.specs import construct
 from ornstein.variational import Bins
 
-KINDS = (Objective, VLB, Hybrid, DenoisingScoreMatching, ImplicitScoreMatching, SlicedScoreMatching)
+KINDS = (Objective, VLB, Hybrid, DenoisingScoreMatching, ImplicitScoreMatching, SlicedScoreMatching, CrossEntropy)
 WEIGHTINGS = (Simple, EDMWeighting, MinSNR, LikelihoodWeighting, ELBOWeighting)
 LAWS = (UniformTime, UniformSteps, UniformLogSNR, LogNormalSigma, Stratified, Importance)
 BOUNDS = (VLB, Hybrid)
@@ -57,7 +58,8 @@ def objective(
             )
         made = replace(made, weighting=construct(named.weighting, WEIGHTINGS))
     elif named.objective == "edm" and scaling is not None:
-        made = replace(made, weighting=EDMWeighting(scaling.sigma_data))
+        standard = options.model.prior == "standard"  # data whitened by their own prior have a std of 1
+        made = replace(made, weighting=EDMWeighting(scaling.sigma_data if standard else 1.0))
     if named.times:
         text = "UniformSteps" if on_chain and named.times == "uniform" else TIMES.get(named.times, named.times)
         made = replace(made, times=construct(text, LAWS))
@@ -71,3 +73,19 @@ def learns_variance(options: RunOptions) -> bool:
     """Whether the network is to predict a variance: where the options say so, or the objective is a bound."""
     variance = options.model.variance
     return variance == "learned" or (variance == "auto" and isinstance(objective(options), BOUNDS))
+
+
+def is_classifier(options: RunOptions) -> bool:
+    """Whether a classifier of noisy data is trained, as the objective says."""
+    return isinstance(objective(options), CrossEntropy)
+
+
+def condition_of(options: RunOptions) -> str:
+    """none, labels or arrays; a classifier always takes labels. Raises `ConfigurationError` where it is to take arrays."""
+    if not is_classifier(options):
+        return options.model.condition
+    if options.model.condition == "arrays":
+        raise ConfigurationError(
+            "got --condition arrays for a classifier, expected labels: the classes that it tells apart"
+        )
+    return "labels"

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from ornstein import checkpoints, logs, networks
-from ornstein.config import GROUPS, RunOptions, seconds, with_options
-from ornstein.data import Dataset, Scaling, TableScaling, load_dataset, require_labels
+from ornstein import checkpoints, logs, networks, priors
+from ornstein.classifiers import Classifier
+from ornstein.config import RunOptions, restored, seconds, with_options
+from ornstein.data import Conditioning, Dataset, Scaling, TableScaling, load_dataset, require_labels
 from ornstein.denoisers import Denoiser
 from ornstein.errors import CheckpointError, ConfigurationError, DataError
-from ornstein.experiment.aims import learns_variance, objective
+from ornstein.experiment.aims import condition_of, is_classifier, learns_variance, objective
 from ornstein.experiment.experiment import Experiment
 from ornstein.files import held, is_leftover, sweep
 from ornstein.noise import fold
@@ -23,19 +24,27 @@ from ornstein.specs import construct, parse, with_arguments
 from ornstein.training import Run, check_batch
 from ornstein.watching import require
 
+ENCODERS = (networks.UNetEncoder, networks.MLPEncoder)
 INITIAL = 5  # a stream of the seed
 
 
 def create(options: RunOptions, folder: Path, group: Group | None = None) -> Experiment:
     """A new run in `folder`. Raises `ConfigurationError` where it exists, or where options and data do not fit."""
     made = prepare(options, folder, group)
+    begin(made)
+    return made
+
+
+def begin(made: Experiment) -> None:
+    """Make the folder of a prepared run, with its configuration. Raises `ConfigurationError` where it exists."""
+    folder = made.folder
     if made.run.group.main:
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder):
             _check_free(folder)  # again: loading the data took its time
+            priors.write(folder, made.run.denoiser.process.base)
             checkpoints.write_config(folder, made.config)
     made.run.group.wait()
-    return made
 
 
 def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Experiment:
@@ -55,7 +64,8 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
     # What "auto" came to on this machine is kept: the sum that tells whether data have changed depends on it.
     options = with_options(options, {"stream": "never" if isinstance(dataset.train, torch.Tensor) else "always"})
     denoiser = build(options, dataset, group)
-    model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes)
+    conditioning = conditioning_of(options, dataset)
+    model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes, conditioning)
     run = Run(denoiser, objective(options, dataset.scaling, denoiser.process.schedule), options.training, group)
     labels = dataset.train_labels
     data = {
@@ -80,10 +90,9 @@ def resume(
     """
     group, notes = group or Group(), []
     config = checkpoints.read_config(folder)
-    changes = {k: v for name in GROUPS for k, v in config["options"][name].items()}
-    options = with_options(RunOptions(config["options"]["data"]), {**changes, **(reading or {})})
+    options = with_options(restored(config["options"]), reading or {})
     dataset = _load(options)
-    denoiser, scaling = checkpoints.rebuild(config["model"])
+    denoiser, scaling = checkpoints.rebuild(config["model"], folder)
     assert scaling is not None
     if dataset.fingerprint != config["data"]["fingerprint"]:
         _check_changed(dataset, scaling, config, folder, allow_changed_data)
@@ -91,7 +100,7 @@ def resume(
     dataset = dataclasses.replace(dataset, scaling=scaling)
     check_batch(options.training.batch_size, len(dataset.train))
     saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
-    denoiser = denoiser if saved else build(options, dataset, group)
+    denoiser = denoiser if saved else build(options, dataset, group, denoiser.process.base)
     denoiser.to(group.device(options.training.device))
     run = Run(denoiser, objective(options, scaling, denoiser.process.schedule), options.training, group)
     if saved:
@@ -111,34 +120,64 @@ def resume(
     return Experiment(folder, options, config, dataset, run, notes)
 
 
-def build(options: RunOptions, dataset: Dataset, group: Group | None = None) -> Denoiser:
-    """The denoiser that the options describe for a data set, with fresh weights that are a function of the seed."""
-    shape = dataset.scaling.shape
-    classes = 0
-    if options.model.condition == "labels":
-        require_labels(dataset)
-        classes = len(dataset.classes)
+def build(options: RunOptions, dataset: Dataset, group: Group | None = None, base: Any = None) -> Denoiser:
+    """The denoiser that the options describe for a data set, with fresh weights that are a function of the seed; a
+    `Classifier` where the objective is that of one. The base is measured on the data where it is not given."""
+    scaling, learned, classifies = dataset.scaling, learns_variance(options), is_classifier(options)
+    facts = {**_sizes(options, dataset), "shape": scaling.shape, "dims": len(scaling.shape) - 1}
+    channels = scaling.shape[0]
+    facts["channels"] = (channels, 2 * channels) if learned and not classifies else channels
     text = options.model.network
     if text == "auto":
-        text = "UNet" if len(shape) in (2, 3) else "MLP"
-    maker = getattr(networks, parse(text).name, None)
+        text = ("UNet" if len(scaling.shape) in (2, 3) else "MLP") + ("Encoder" if classifies else "")
+    name = parse(text).name
+    maker = getattr(networks, name, None)
     takes = () if maker is None else inspect.signature(maker).parameters
-    learned = learns_variance(options)
-    channels = (shape[0], 2 * shape[0]) if learned else shape[0]
-    known = {"shape": shape, "channels": channels, "dims": len(shape) - 1, "classes": classes, "outputs": 1 + learned}
-    facts = {name: value for name, value in known.items() if name in takes}
+    if facts["images"] and "images" not in takes:
+        raise ConfigurationError(f"got images as conditions for {name}, which takes none; expected UNet or DiT")
     torch.manual_seed(fold(options.training.seed, INITIAL))
-    network = construct(with_arguments(text, facts), torch.nn.Module)
-    process = Gaussian(construct(options.model.schedule, Schedule))
-    denoiser = Denoiser(
-        network,
-        process,
-        options.model.parametrization,
-        variance="learned" if learned else None,
-        sigma_data=dataset.scaling.sigma_data,
+    network = construct(
+        with_arguments(text, {name: value for name, value in facts.items() if name in takes}), torch.nn.Module
     )
-    denoiser.shape = shape
+    if isinstance(network, ENCODERS) != classifies:
+        expected = "UNetEncoder or MLPEncoder" if classifies else "UNet, DiT or MLP"
+        raise ConfigurationError(
+            f"got network {name} for {'a classifier' if classifies else 'a model to be sampled'}, expected {expected}"
+        )
+    base = base or priors.measured(options.model.prior, condition_of(options), dataset, classifies)
+    process = Gaussian(construct(options.model.schedule, Schedule), base)
+    sigma_data = scaling.sigma_data if base is None else 1.0  # whitened by their own base, data have a std of 1
+    denoiser = (
+        Classifier(network, process, sigma_data)
+        if classifies
+        else Denoiser(
+            network,
+            process,
+            options.model.parametrization,
+            variance="learned" if learned else None,
+            sigma_data=sigma_data,
+        )
+    )
+    denoiser.shape = scaling.shape
     return denoiser.to((group or Group()).device(options.training.device))
+
+
+def _sizes(options: RunOptions, dataset: Dataset) -> dict[str, Any]:
+    """The arguments of networks that depend on the condition: classes, images, outputs."""
+    condition = condition_of(options)
+    if condition == "labels":
+        require_labels(dataset)
+        if is_classifier(options):
+            return {"classes": 0, "images": 0, "outputs": len(dataset.classes)}
+    conditioning = conditioning_of(options, dataset)
+    classes = len(dataset.classes) if condition == "labels" else conditioning.vector if conditioning else 0
+    images = conditioning.images if conditioning else 0
+    return {"classes": classes, "images": images, "outputs": 1 + learns_variance(options)}
+
+
+def conditioning_of(options: RunOptions, dataset: Dataset) -> Conditioning | None:
+    """How conditions that are arrays are encoded, measured on those of training; None where there are no such."""
+    return Conditioning.measure(dataset) if condition_of(options) == "arrays" else None
 
 
 def _check_free(folder: Path) -> None:

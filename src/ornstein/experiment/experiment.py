@@ -13,11 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ornstein import checkpoints, logs
+from ornstein.classifiers import Classifier
 from ornstein.config import RunOptions, seconds
-from ornstein.data import Dataset, Scaling, to_uint8_images
-from ornstein.data.streaming import Stream, batches, killed_readers_named
+from ornstein.data import Conditioning, Dataset, Scaling, to_uint8_images
+from ornstein.data.streaming import batches, killed_readers_named
 from ornstein.devices import autocast, reason
 from ornstein.errors import CheckpointError, DataError, NumericalError
+from ornstein.experiment.aims import condition_of
+from ornstein.experiment.feed import Feed
 from ornstein.experiment.interrupts import on_interrupt
 from ornstein.files import held
 from ornstein.noise import Noise, fold
@@ -51,11 +54,9 @@ class Experiment:
     ) -> None:
         self.folder, self.options, self.config, self.dataset, self.run = folder, options, config, dataset, run
         self.notes = notes or []
-        self.labelled = options.model.condition == "labels"
-        self.examples, self._encoded = _ready(dataset, run.device)
-        self.labels = dataset.train_labels
-        if self.labels is not None and isinstance(self.examples, Tensor):
-            self.labels = self.labels.to(self.examples.device)
+        self.condition, saved = condition_of(options), config["model"].get("conditioning")
+        conditioning = None if saved is None else Conditioning.from_dict(saved)
+        self.feed = Feed(dataset, self.condition, conditioning, run.device)
         self.last: dict[str, float] = {}
         self._watchers: list[Watcher] = []
 
@@ -63,7 +64,8 @@ class Experiment:
         """One line: where and how the run trains, as `--precision auto` and the hardware decided it."""
         run, options = self.run, self.options.training
         network = type(run.denoiser.network).__name__
-        kept = f"on {self.examples.device}" if isinstance(self.examples, Tensor) else "read from disk as needed"
+        examples = self.feed.examples
+        kept = f"on {examples.device}" if isinstance(examples, Tensor) else "read from disk as needed"
         parts = [
             f"{run.device}, {run.precision}{reason(options.precision, run.precision, run.device)}",
             f"{network} of {sum(p.numel() for p in run.parameters):,} parameters{', compiled' if options.compile else ''}",
@@ -129,21 +131,13 @@ class Experiment:
         return sum(durations)
 
     def data(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Without end, from where the run stands: this process's share of each batch, in model units, and its labels."""
-        run, order = self.run, Batches(len(self.examples), self.options.training.seed)
+        """Without end, from where the run stands: this process's share of each batch, in model units, and its condition."""
+        run, examples = self.run, self.feed.examples
+        order = Batches(len(examples), self.options.training.seed)
         plan = order.plan(run.seen, self.options.training.batch_size, run.share)
-        for rows, raw, bad in batches(self.examples, plan, self.options.reading.workers, run.device.type == "cuda"):
+        for rows, raw, bad in batches(examples, plan, self.options.reading.workers, run.device.type == "cuda"):
             run.skipped += bad
-            labels = None
-            if self.labelled and self.labels is not None:
-                labels = self.labels[rows.to(self.labels.device)].to(run.device)
-            yield raw.to(run.device) if self._encoded else self._encode(raw), labels
-
-    def _encode(self, raw: Tensor) -> Tensor:
-        """Raw examples in model units on the device: moved as bytes where they are bytes."""
-        device = self.run.device
-        raw = raw.to(device, non_blocking=device.type == "cuda") if raw.dtype == torch.uint8 else raw
-        return self.dataset.scaling.encode(raw).to(self.run.device)
+            yield self.feed.batch(rows, raw)
 
     def _steps(self) -> Iterator[tuple[Record, float]]:
         """Step after step until the total or an interruption: the record, and the seconds it took with its data."""
@@ -218,8 +212,8 @@ class Experiment:
         self._log({"validation_loss": losses[averages.chosen], "validation_losses": named})
 
     def _held_out_loss(self, length: float) -> float:
-        run, dataset = self.run, self.dataset
-        held, n = len(dataset.test), min(len(dataset.test), HELD_OUT)
+        run, held = self.run, len(self.dataset.test)
+        n = min(held, HELD_OUT)
         places, share = torch.arange(n) * held // n, run.group.share(n)  # held-out data may be sorted by class
         total = torch.zeros((), device=run.device)
         with run.averaged(length) as denoiser, torch.no_grad(), autocast(run.precision, run.device):
@@ -227,10 +221,7 @@ class Experiment:
                 numbers = range(first, min(first + 256, share.stop))
                 rows = places[numbers.start : numbers.stop]
                 rng = Noise(fold(self.options.training.seed, VALIDATION), numbers, run.device, n)
-                cond = None
-                if self.labelled and dataset.test_labels is not None:
-                    cond = dataset.test_labels[rows].to(run.device)
-                total += run.objective(denoiser, self._encode(dataset.test[rows]), cond, rng).per_example.float().sum()
+                total += run.objective(denoiser, *self.feed.held_out(rows), rng).per_example.float().sum()
         return float(run.group.sum(total)) / n
 
     def _measure_noise(self) -> None:
@@ -240,14 +231,15 @@ class Experiment:
         self._log({**figures, "gradient_noise_scale": found.examples})
 
     def _grid(self) -> None:
-        """A picture grid of samples, where the data are images."""
-        if self.dataset.scaling.is_image and self.run.group.main:
+        """A picture grid of samples, where the data are images and the model makes some."""
+        draws = not isinstance(self.run.denoiser, Classifier)
+        if self.dataset.scaling.is_image and self.run.group.main and draws:
             self._attempt("the sample grid", self._draw_grid)
 
     def _draw_grid(self) -> None:
         scaling = self.dataset.scaling
         assert isinstance(scaling, Scaling)
-        cond = torch.arange(GRID_SIZE) % len(self.dataset.classes) if self.labelled else None
+        cond = self.feed.shown(GRID_SIZE, self.condition)
         with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
             seed = fold(self.options.training.seed, GRID)
             x = sample(denoiser, n=GRID_SIZE, calls=GRID_CALLS, cond=cond, seed=seed).x
@@ -281,20 +273,3 @@ class Experiment:
             said = getattr(error, "strerror", None) or error
             text = f"ornstein: step {self.run.count}: {what} could not be made ({said}); training goes on"
             tqdm.write(text, file=sys.stderr)
-
-
-def _ready(dataset: Dataset, device: torch.device) -> tuple[Tensor | Stream, bool]:
-    """The training examples, ready for batches, and whether they are in model units already.
-
-    A stream stays as it is, and so does what would grow: bytes, a quarter of floats; categories, one number each. All else is
-    encoded once. It lies in the memory of a GPU where it takes at most a quarter of what is free there.
-    """
-    examples = dataset.train
-    if not isinstance(examples, Tensor):
-        return examples, False
-    encoded = 4 * dataset.scaling.dims <= examples[0].nbytes
-    if encoded:
-        examples = dataset.scaling.encode(examples)
-    if device.type == "cuda" and 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0]:
-        examples = examples.to(device)
-    return examples, encoded

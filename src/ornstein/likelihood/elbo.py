@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ornstein import grids
+from ornstein.conditions import Condition
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.likelihood.examples import Examples
@@ -39,6 +40,7 @@ from ornstein.variational import (
     marginal,
     prior_kl,
     reconstruction,
+    resolution,
     reverse_law,
     transition_kl,
 )
@@ -107,8 +109,9 @@ class _Chain:
             back = reverse_law(denoiser(x_t, t), t, s, self.fixed)
             terms.append(back.log_prob(in_float64(x)) - law.log_prob(in_float64(x)))
             law, x = above, x_t
-        mean = torch.zeros_like(law.mean) if process.base is None else process.base.mean.to(law.mean).expand_as(x)
-        prior = GaussianLaw(mean, float(process.level(times[-1]).sigma), process.base)
+        prior = GaussianLaw(
+            torch.zeros_like(law.mean) + process.centre(law.mean), float(process.level(times[-1]).sigma), process.base
+        )
         return Terms(-law.kl(prior), torch.stack(terms[::-1]))
 
     def _last(self, denoiser: DenoiserLike, x_1: Tensor, x0: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ def elbo(
     terms: int | None = None,
     form: str = "denoising",
     fixed: float = 1.0,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Bound:
@@ -191,16 +194,16 @@ def _chain(
         raise ConfigurationError(f"got terms={terms}, expected at least 1, or None for all")
     if form == "path" and (terms is not None or steps == math.inf):
         raise ConfigurationError("got form='path' with drawn terms, expected terms=None and a finite number of steps")
-    resolution = 0.0 if bins is None else bins.resolution
+    least_level = resolution(process, bins)
     if steps == math.inf:
         if grid is not None:
             raise ConfigurationError("got a grid and steps=math.inf, expected one of them")
-        ends = process.schedule.cut(max(grids.SIGMA_MIN, resolution), grids.SIGMA_MAX)
+        ends = process.schedule.cut(max(grids.SIGMA_MIN, least_level), grids.SIGMA_MAX)
         t_1, t_2 = process.schedule.time_at(torch.tensor(ends, dtype=torch.float64)).tolist()
         return _Chain((t_1, t_2), fixed, float(process.level(t_1).sigma), bins, terms or LIMIT_TERMS, limit=True)
     if grid is None and not (steps >= 1 and int(steps) == steps):
         raise ConfigurationError(f"got steps={steps}, expected a whole number of at least 1, or math.inf")
-    times = tuple((chain(process, int(steps), resolution) if grid is None else _levels(process, grid)).tolist())
+    times = tuple((chain(process, int(steps), least_level) if grid is None else _levels(process, grid)).tolist())
     one = len(times) == 1
     least = float(process.level(times[0]).sigma) if one else floor(process, times[0], times[1])
     drawn = terms if terms is not None and terms < len(times) - 1 else None  # all of them cost no more

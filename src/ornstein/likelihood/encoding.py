@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.curve import Curve
 from ornstein.denoisers import DenoiserLike
 from ornstein.integrate import Solution, Solver, State, integrate
@@ -39,7 +40,7 @@ def encode(
     x: Tensor,
     *,
     solver: Solver | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     batch_size: int | None = None,
     round_trip: bool = False,
 ) -> Encoding:
@@ -55,15 +56,16 @@ def encode(
     Raises `DataError` on x that the denoiser does not know, `NumericalError` where the ODE cannot be solved.
     """
     began = time.perf_counter()
-    examples, curve = Examples.of(denoiser, x, cond), Curve.of(denoiser, cond)
+    examples = Examples.of(denoiser, x, cond)
     solver = solver or usual_solver(examples)
     latents, calls, errors = [], [], []
     for batch in examples.batches(batch_size):
-        found = _carried(curve, curve.at_data(batch.x0), curve.first, curve.last, solver, batch.cond)
+        curve = Curve.of(denoiser, batch.cond)
+        found = _carried(curve, curve.at_data(batch.x0), curve.first, curve.last, solver)
         latents.append(curve.to(found.state[0], 1.0))
         calls.append(found.calls)
         if round_trip:
-            back = _carried(curve, found.state[0], curve.last, curve.first, solver, batch.cond).state[0]
+            back = _carried(curve, found.state[0], curve.last, curve.first, solver).state[0]
             errors.append((curve.to_data(back) - batch.x0).square().flatten(1).mean(1).sqrt())
     return Encoding(
         torch.cat(latents),
@@ -78,18 +80,19 @@ def decode(
     z: Tensor,
     *,
     solver: Solver | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     batch_size: int | None = None,
 ) -> Encoding:
     """The examples of latents z = x_1 (n, *d): in model units, or raw data from a `Model`. The inverse of `encode`."""
     began = time.perf_counter()
     scaling: Any = getattr(denoiser, "scaling", None)
     inner = denoiser if scaling is None else getattr(denoiser, "denoiser", denoiser)
-    examples, curve = Examples.of(inner, z, cond), Curve.of(denoiser, cond)
+    examples = Examples.of(inner, z, cond)
     solver = solver or usual_solver(examples)
     decoded, calls = [], []
     for batch in examples.batches(batch_size):
-        found = _carried(curve, curve.at(batch.x0, 1.0), curve.last, curve.first, solver, batch.cond)
+        curve = Curve.of(denoiser, batch.cond)
+        found = _carried(curve, curve.at(batch.x0, 1.0), curve.last, curve.first, solver)
         decoded.append(curve.to_data(found.state[0]))
         calls.append(found.calls)
     x = torch.cat(decoded)
@@ -97,9 +100,9 @@ def decode(
     return Encoding(x if scaling is None else scaling.decode(x), mean, time.perf_counter() - began)
 
 
-def _carried(curve: Curve, z: Tensor, start: float, stop: float, solver: Solver, cond: Tensor | None) -> Solution:
+def _carried(curve: Curve, z: Tensor, start: float, stop: float, solver: Solver) -> Solution:
     def field(theta: Tensor, state: State, rows: Tensor) -> State:
-        return (curve.slope(theta, state[0], None if cond is None else cond[rows]),)
+        return (curve.slope(theta, state[0], rows),)
 
     first = curve.first_step if start < stop else math.inf
     with torch.no_grad():

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoisers import DenoiserLike
+from ornstein.conditions import Condition, count_of, moved, rows_of
+from ornstein.denoisers import DenoiserLike, check_condition
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.integrate import RungeKutta, Solver
 from ornstein.samplers.base import device_of
@@ -25,7 +26,7 @@ class Batch:
 
     rows: range
     x0: Tensor
-    cond: Tensor | None
+    cond: Condition | None
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,20 @@ class Examples:
     """n examples x with their condition (n, ...) and, where they are raw data, their scaling. Made by `Examples.of`."""
 
     x: Tensor
-    cond: Tensor | None
+    cond: Condition | None
     scaling: Any
     device: torch.device
 
     @classmethod
-    def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Tensor | None) -> "Examples":
+    def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Condition | None) -> "Examples":
         """The examples a denoiser is asked about. Raises `DataError` where x cannot be data of that denoiser."""
         scaling = getattr(denoiser, "scaling", None)
         x = torch.as_tensor(x)
         if not len(x) or x.ndim < 2:
             raise DataError(f"got x of shape {tuple(x.shape)}, expected (n, ...) with at least one example")
-        if cond is not None and len(cond) != len(x):
-            raise ConfigurationError(f"got {len(cond)} rows of cond for {len(x)} examples, expected {len(x)}")
+        if cond is not None and count_of(cond) != len(x):
+            raise ConfigurationError(f"got {count_of(cond)} rows of cond for {len(x)} examples, expected {len(x)}")
+        check_condition(denoiser, cond)
         if scaling is None:
             _check_model_units(x, getattr(denoiser, "shape", None))
         elif scaling.levels is not None:
@@ -83,8 +85,8 @@ class Examples:
             rows = range(begin, min(begin + size, len(self)))
             part = self.x[rows.start : rows.stop]
             x0 = part if self.scaling is None else self.scaling.encode(part)
-            cond = None if self.cond is None else self.cond[rows.start : rows.stop].to(self.device)
-            yield Batch(rows, x0.to(self.device), cond)
+            cond = rows_of(self.cond, slice(rows.start, rows.stop))
+            yield Batch(rows, x0.to(self.device), moved(cond, self.device))
 
 
 def _check_model_units(x: Tensor, shape: tuple[int, ...] | None) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.curve import Curve
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
@@ -23,7 +24,7 @@ from ornstein.likelihood.examples import Batch, Examples, usual_solver
 from ornstein.likelihood.records import Likelihood, concatenated
 from ornstein.likelihood.trace import Exact, Hutchinson, Trace, divergence
 from ornstein.noise import Noise
-from ornstein.variational import Bins, prior_kl
+from ornstein.variational import Bins, prior_kl, resolution
 
 BATCH_SIZE = 64
 SMALL = 32  # dimensions up to which the exact trace is the default
@@ -66,7 +67,7 @@ def log_likelihood(
     terminal: Callable[[Tensor], Tensor] | None = None,
     dequantise: Dequantise | None = None,
     sigma: float | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Likelihood:
@@ -97,13 +98,15 @@ def log_likelihood(
     bins = Bins.of(examples.scaling)
     if sigma is not None and not 0 <= sigma < math.inf:
         raise ConfigurationError(f"got sigma={sigma}, expected a noise level of 0 or more, in units of the model")
-    level = sigma if sigma is not None else 0.0 if bins is None else bins.resolution
-    curve = Curve.of(denoiser, cond, level)
-    _check_range(curve, examples, asked=sigma)
+    level = resolution(denoiser.process, bins) if sigma is None else sigma
     recipe = _Recipe(trace, solver or usual_solver(examples), terminal, dequantise, seed)
     unit = 0.0 if examples.scaling is None else examples.scaling.log_det()
-    values, errors, calls, mismatch = [], [], [], []
+    values: list[Tensor] = []
+    errors, calls, mismatch = [], [], []
     for batch in examples.batches(BATCH_SIZE if batch_size is None else batch_size):
+        curve = Curve.of(denoiser, batch.cond, level)
+        if not values:
+            _check_range(curve, examples, asked=sigma)
         found, error, made = _of_batch(curve, batch, recipe, bins)
         values.append(found + unit)
         errors.append(error)
@@ -133,7 +136,7 @@ def _of_batch(curve: Curve, batch: Batch, recipe: _Recipe, bins: Bins | None) ->
     found, calls = [], torch.zeros(len(batch.x0), dtype=torch.long)
     for _ in range(1 if recipe.dequantise is None else recipe.dequantise.draws):
         x = batch.x0 if bins is None else bins.within(batch.x0, rng.uniform(batch.x0.shape, batch.x0.dtype))
-        values, made = _log_density(curve, x, probes, recipe, batch.cond)
+        values, made = _log_density(curve, x, probes, recipe)
         found.append(values)
         calls += made
     nats = torch.stack(found, 1)  # (b, draws, K)
@@ -144,15 +147,12 @@ def _of_batch(curve: Curve, batch: Batch, recipe: _Recipe, bins: Bins | None) ->
     return each.mean(1), error, calls
 
 
-def _log_density(
-    curve: Curve, x: Tensor, probes: Tensor, recipe: _Recipe, cond: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _log_density(curve: Curve, x: Tensor, probes: Tensor, recipe: _Recipe) -> tuple[Tensor, Tensor]:
     """log p(x) in nats of model units for every probe (b, K), and the network calls (b,)."""
     dims = x[0].numel()
 
     def field(theta: Tensor, state: State, rows: Tensor) -> State:
-        part = None if cond is None else cond[rows]
-        slope, products = divergence(lambda z: curve.slope(theta, z, part), state[0], recipe.trace, probes[rows])
+        slope, products = divergence(lambda z: curve.slope(theta, z, rows), state[0], recipe.trace, probes[rows])
         return slope, products / dims
 
     start = torch.zeros(len(x), max(1, probes.shape[1]), dtype=torch.float64)
@@ -198,9 +198,10 @@ def _trace(asked: Trace | None, dequantise: Dequantise | None, dims: int) -> Tra
 def _check_range(curve: Curve, examples: Examples, asked: float | None) -> None:
     """Refuse a first level, of the schedule or the one asked for, that blurs what the density is asked of."""
     if examples.levels is not None:
-        most, what = min(examples.scaling.scale), "the width of a level"
+        most, what = 2 * resolution(curve.denoiser.process, Bins.of(examples.scaling)), "the width of a level"
     else:
-        spread = curve.sigma_data if examples.scaling is None else examples.scaling.sigma_data
+        own = examples.scaling is None or curve.process.base is not None
+        spread = curve.sigma_data if own else examples.scaling.sigma_data
         most, what = spread / 10, "a tenth of the data's standard deviation"
     if curve.sigma > most and curve.sigma == asked:
         raise ConfigurationError(f"got sigma={asked:g}, expected at most {what}, {most:.3g} in model units")

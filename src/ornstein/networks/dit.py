@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout
+from ornstein.networks.given import beside, check_images, parts_of
 from ornstein.networks.patches import Channels, check_dims, check_input, depth_to_space, in_and_out, space_to_depth
 
 HEAD = 32  # widths are multiples of it; heads have 64 channels, or 32 where 64 does not divide the width
@@ -61,11 +63,11 @@ class DiT(nn.Module):
     costs the square of the number of patches. No layer mixes the rows of a batch. Zero output before training.
 
     Args: `channels` of the data, or (of the input, of the output), twice as many where a variance is learned; `dims`,
-    1 or 2; `width` of a token, a multiple of 32 (heads have 64 channels, or 32
-    where 64 does not divide it); `depth`, the number of blocks; `patch`, the side of the squares that are tokens;
-    `classes`, 0 or the number of classes (or the length of a float condition); `dropout`, the probability in the
-    perceptrons. The paper's S, B, L are (width, depth) = (384, 12), (768, 12), (1024, 24).
-    `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three.
+    1 or 2; `width` of a token, a multiple of 32 (heads have 64 channels, or 32 where 64 does not divide it); `depth`, the
+    number of blocks; `patch`, the side of the squares that are tokens; `classes`, 0 or the number of classes (or the length
+    of a float condition); `dropout`, the probability in the perceptrons; `images`, 0 or the channels of a condition image of
+    the size of x. The paper's S, B, L are (width, depth) = (384, 12), (768, 12), (1024, 24).
+    `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three, and `given` for images.
     Raises ConfigurationError for arguments or input that do not fit.
     """
 
@@ -78,18 +80,22 @@ class DiT(nn.Module):
         patch: int = 2,
         classes: int = 0,
         dropout: float = 0.0,
+        images: int = 0,
     ) -> None:
         super().__init__()
         entering, leaving = in_and_out(channels)
         check_arguments(min(entering, leaving), dims, width, depth, patch)
         check_dropout("DiT", dropout)
+        check_images("DiT", images)
         self.spec = (
             f"DiT(channels={channels}, dims={dims}, width={width}, depth={depth}, patch={patch}, "
-            f"classes={classes}, dropout={dropout})"
+            f"classes={classes}, dropout={dropout}, images={images})"
         )
-        self.channels, self.dims, self.width, self.patch, self.classes = entering, dims, width, patch, classes
+        self.channels, self.dims, self.width, self.patch = entering, dims, width, patch
+        self.classes, self.images = classes, images
+        seen = entering + images + (images > 0)  # one channel tells where the image is
         self.embedding = Embedding(width, classes)
-        self.entry = nn.Linear(entering * patch**dims, width)
+        self.entry = nn.Linear(seen * patch**dims, width)
         self.blocks = nn.ModuleList(DiTBlock(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
@@ -103,11 +109,12 @@ class DiT(nn.Module):
             else:
                 nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None, keep: Tensor | None = None) -> Tensor:
         """The output (b, channels, *space) at the noisy states x and what `Embedding` makes of the rest."""
         check_input("DiT", x, self.channels, self.dims)
-        embedding = self.embedding(time, cond, keep)
-        packed = space_to_depth(x, self.patch)
+        embedded, image = parts_of(cond, self.classes, self.images)
+        embedding = self.embedding(time, embedded, keep)
+        packed = space_to_depth(beside("DiT", x, image, keep, self.images), self.patch)
         grid = packed.shape[2:]
         h = self.entry(packed.flatten(2).transpose(1, 2)) + positions(grid, self.width, x.device)
         for block in self.blocks:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ornstein.errors import ConfigurationError
+from ornstein.networks.given import check_keep
 
 SLOWEST, FASTEST = 1e-3, 8.0  # radians per unit of time
 
@@ -82,10 +83,7 @@ class Embedding(nn.Module):
             given = functional.embedding(cond, self.table[:-1])
         if keep is None:
             return given
-        if keep.shape != (batch,):
-            raise ConfigurationError(
-                f"keep: got shape {tuple(keep.shape)}, expected ({batch},), one truth value an example"
-            )
+        check_keep(keep, batch)
         return torch.where(keep.bool()[:, None], given, null)
 
 

@@ -5,8 +5,10 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout, modulate
+from ornstein.networks.given import parts_of
 
 
 class MLPBlock(nn.Module):
@@ -64,11 +66,11 @@ class MLP(nn.Module):
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None, keep: Tensor | None = None) -> Tensor:
         """The output at the noisy states x and what `Embedding` makes of the rest."""
         if tuple(x.shape[1:]) != self.shape:
             raise ConfigurationError(f"MLP: got examples of shape {tuple(x.shape[1:])}, expected {self.shape}")
-        embedding = self.embedding(time, cond, keep)
+        embedding = self.embedding(time, parts_of(cond, self.classes)[0], keep)
         h = self.entry(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError
 from ornstein.networks.embeddings import Embedding, check_dropout, modulate
+from ornstein.networks.given import beside, check_images, parts_of
 from ornstein.networks.patches import (
     Channels,
     check_dims,
@@ -100,8 +102,8 @@ class UNet(nn.Module):
     1 or 2; `widths`, multiples of 8, finest level first; `blocks` a level;
     `attention`, on how many of the coarsest levels blocks are followed by self-attention; `classes`, 0 or the number of
     classes (or the length of a float condition); `patch`, 1, 2 or 4: the side of the squares taken as one position;
-    `dropout`, the probability in blocks.
-    `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three.
+    `dropout`, the probability in blocks; `images`, 0 or the channels of a condition image of the size of x.
+    `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three, and `given` for images.
     Raises ConfigurationError for arguments or input that do not fit.
     """
 
@@ -115,25 +117,26 @@ class UNet(nn.Module):
         classes: int = 0,
         patch: int = 1,
         dropout: float = 0.0,
+        images: int = 0,
     ) -> None:
         super().__init__()
         widths = tuple(widths)
         entering, leaving = in_and_out(channels)
         check_arguments(min(entering, leaving), dims, widths, blocks, attention, patch)
         check_dropout("UNet", dropout)
+        check_images("UNet", images)
         self.spec = (
             f"UNet(channels={channels}, dims={dims}, widths={widths}, blocks={blocks}, attention={attention}, "
-            f"classes={classes}, patch={patch}, dropout={dropout})"
+            f"classes={classes}, patch={patch}, dropout={dropout}, images={images})"
         )
         self.channels, self.dims, self.patch = entering, dims, patch
         size = 4 * widths[0]
-        self.classes = classes
+        self.classes, self.images = classes, images
+        seen = entering + images + (images > 0)  # one channel tells where the image is
         self.embedding = Embedding(size, classes)
-        self.entry = convolution(dims, entering * patch**dims, widths[0])
-        attends = [level >= len(widths) - attention for level in range(len(widths))]
-        stages = [
-            [Stage(dims, w, size, dropout, blocks, a) for w, a in zip(widths, attends, strict=True)] for _ in range(2)
-        ]
+        self.entry = convolution(dims, seen * patch**dims, widths[0])
+        levels = list(zip(widths, attends(widths, attention), strict=True))
+        stages = [[Stage(dims, w, size, dropout, blocks, a) for w, a in levels] for _ in range(2)]
         steps = list(pairwise(widths))
         self.down_stages, self.up_stages = nn.ModuleList(stages[0]), nn.ModuleList(stages[1])
         self.downs = nn.ModuleList(convolution(dims, fine, coarse, stride=2) for fine, coarse in steps)
@@ -146,11 +149,12 @@ class UNet(nn.Module):
         if dims == 2:
             nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None, keep: Tensor | None = None) -> Tensor:
         """The output (b, channels, *space) at the noisy states x and what `Embedding` makes of the rest."""
         check_input("UNet", x, self.channels, self.dims)
-        embedding = self.embedding(time, cond, keep)
-        h = space_to_depth(x, self.patch)
+        embedded, image = parts_of(cond, self.classes, self.images)
+        embedding = self.embedding(time, embedded, keep)
+        h = space_to_depth(beside("UNet", x, image, keep, self.images), self.patch)
         if self.dims == 2:
             h = h.contiguous(memory_format=torch.channels_last)
         h = self.entry(h)
@@ -164,6 +168,11 @@ class UNet(nn.Module):
             h = self.up_stages[level](h, embedding)
         h = self.exit(functional.silu(self.norm(h)))
         return depth_to_space(h, self.patch, x.shape[2:])
+
+
+def attends(widths: Sequence[int], attention: int) -> list[bool]:
+    """Which levels have attention: the `attention` coarsest."""
+    return [level >= len(widths) - attention for level in range(len(widths))]
 
 
 def upsample(x: Tensor, shape: Sequence[int]) -> Tensor:

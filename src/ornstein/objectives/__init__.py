@@ -5,10 +5,12 @@ times.py           laws of training times
 importance.py      times drawn by the history of their losses
 weightings.py      factors on the squared error
 bounds.py          the variational bound, alone and beside the squared error
+classification.py  the cross-entropy of a classifier of noisy data
 score_matching.py  the four forms of score matching
 """
 
 from ornstein.objectives.bounds import VLB, Hybrid
+from ornstein.objectives.classification import CrossEntropy
 from ornstein.objectives.importance import History, Importance
 from ornstein.objectives.score_matching import (
     DenoisingScoreMatching,
@@ -24,6 +26,7 @@ from ornstein.objectives.weightings import EDMWeighting, ELBOWeighting, Likeliho
 __all__ = [
     "EDGE",
     "VLB",
+    "CrossEntropy",
     "DenoisingScoreMatching",
     "EDMWeighting",
     "ELBOWeighting",

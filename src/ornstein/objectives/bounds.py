@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
-from ornstein.objectives.squared import EDGE, Loss, TimeLaw
+from ornstein.objectives.squared import EDGE, Loss, TimeLaw, whitened
 from ornstein.objectives.times import UniformSteps, index_of, steps_of, weight_of
 from ornstein.processes.gaussian import READINGS, Estimate, Gaussian
-from ornstein.variational import Bins, chain, floor, reconstruction, transition_kl
+from ornstein.variational import Bins, chain, floor, reconstruction, resolution, transition_kl
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class VLB:
             raise ConfigurationError(f"got fixed={self.fixed}, expected 0 (beta-tilde) to 1 (beta)")
 
     def __call__(
-        self, denoiser: DenoiserLike, x0: Tensor, cond: Tensor | None, rng: Noise, keep: Tensor | None = None
+        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng, as of `Objective`.
 
         Its parts are `diffusion` (i > 1) and `reconstruction` (i = 1). `Loss.t` is i/T.
         """
         process = denoiser.process.given(cond)
-        t, index, levels = _drawn(self.times, process, rng, self.bins)
+        t, index, levels = _drawn(self.times, denoiser.process, rng, self.bins)
         at = levels[index - 1]
         estimate = denoiser(process.noise(x0, at, rng), at, cond, keep)
         terms = _terms(estimate, x0, index, levels, self.bins, self.fixed)
@@ -66,7 +67,7 @@ class VLB:
 class Hybrid:
     """The squared error for the mean plus `weight` times the bound for the variance (paper 001 eq. 45 corrected):
 
-        mean_d (r_hat - r)^2 + weight T L_{i-1} / D
+        mean_d (r_hat - r)^2 + weight T L_{i-1} / D       (whitened under a base, as of `Objective`)
 
     at one step i of the law. The estimate of x_0 is detached in the second part, so that the bound trains the learned variance
     alone; `weight` stands before the sum over the chain, and so before T times a term.
@@ -87,14 +88,14 @@ class Hybrid:
             raise ConfigurationError(f"got reading '{self.reading}', expected one of {', '.join(READINGS)}")
 
     def __call__(
-        self, denoiser: DenoiserLike, x0: Tensor, cond: Tensor | None, rng: Noise, keep: Tensor | None = None
+        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng, as of `Objective`.
 
         Its parts are `squared` and `vlb`. `Loss.t` is i/T. Raises `ConfigurationError` where no variance is learned.
         """
         process = denoiser.process.given(cond)
-        t, index, levels = _drawn(self.times, process, rng, self.bins)
+        t, index, levels = _drawn(self.times, denoiser.process, rng, self.bins)
         truth = process.noised(x0, levels[index - 1], rng)
         estimate = denoiser(truth.x_t, truth.t, cond, keep)
         if estimate.fraction is None:
@@ -104,6 +105,7 @@ class Hybrid:
             )
         reading = self.reading or estimate.kind
         error = estimate.reading(reading) - replace(truth, sigma_data=estimate.sigma_data).reading(reading)
+        error = error if process.base is None else whitened(error, process.base, reading)
         frozen = replace(estimate, value=estimate.value.detach())
         terms = _terms(frozen, x0, index, levels, self.bins, fixed=1.0)
         return _loss({"squared": error.square().flatten(1).mean(1), "vlb": self.weight * terms}, self.times, t)
@@ -113,7 +115,7 @@ def _drawn(times: TimeLaw, process: Gaussian, rng: Noise, bins: Bins | None) -> 
     """The times t = i/T of this part of the batch (b,), their steps i (b,), and the levels of the chain (T,)."""
     t = times(process, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
     steps = steps_of(times, least=2)
-    return t, index_of(t, steps), chain(process, steps, 0.0 if bins is None else bins.resolution)
+    return t, index_of(t, steps), chain(process, steps, resolution(process, bins))
 
 
 def _terms(estimate: Estimate, x0: Tensor, index: Tensor, levels: Tensor, bins: Bins | None, fixed: float) -> Tensor:
@@ -139,9 +141,7 @@ def _rows(estimate: Estimate, rows: Tensor) -> Estimate:
     """The estimate of some rows of the batch."""
     if len(rows) == len(estimate.x_t):
         return estimate
-    assert isinstance(estimate.t, Tensor)
-    fraction = None if estimate.fraction is None else estimate.fraction[rows]
-    return replace(estimate, x_t=estimate.x_t[rows], t=estimate.t[rows], value=estimate.value[rows], fraction=fraction)
+    return estimate.rows(rows)
 
 
 def _loss(parts: dict[str, Tensor], times: TimeLaw, t: Tensor) -> Loss:

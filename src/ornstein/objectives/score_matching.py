@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ornstein.conditions import Condition
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
@@ -34,7 +35,7 @@ class _Asked:
 
     denoiser: DenoiserLike
     truth: Estimate
-    cond: Tensor | None
+    cond: Condition | None
     keep: Tensor | None
 
     def score(self) -> Tensor:
@@ -62,7 +63,7 @@ class _ScoreMatching:
     power: float
 
     def __call__(
-        self, denoiser: DenoiserLike, x0: Tensor, cond: Tensor | None, rng: Noise, keep: Tensor | None = None
+        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng, as of `Objective`."""
         process = denoiser.process.given(cond)
@@ -91,10 +92,10 @@ class ExplicitScoreMatching(_ScoreMatching):
     power: float = 2.0
 
     def _values(self, asked: _Asked, rng: Noise) -> Tensor:
-        if self.exact.process != asked.truth.process:
+        if self.exact.process != asked.denoiser.process:
             raise ConfigurationError(
                 f"got an exact denoiser under {self.exact.process.schedule!r} for one under "
-                f"{asked.truth.process.schedule!r}, expected one process"
+                f"{asked.denoiser.process.schedule!r}, expected one process"
             )
         with torch.no_grad():
             target = self.exact(asked.truth.x_t, asked.truth.t, asked.cond).score

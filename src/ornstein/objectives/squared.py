@@ -6,15 +6,18 @@ t it lacks):
     loss_i = w(t_i) mean_d (r_hat(x_t, t) - r)^2,   t_i from the time law, x_t = process.noise(x_0, t)
 
 With eps and w = 1 that is L_simple; with EDM's F and w = 1 it is EDM's loss, since its weight on x_0 times c_out^2 is 1.
-With a weight from a bound (`LikelihoodWeighting`, `ELBOWeighting`) it is the variational bound of a fixed variance.
+With a weight from a bound (`LikelihoodWeighting`, `ELBOWeighting`) it is the variational bound of a fixed variance. Under a
+base N(mu, Sigma) the error is whitened, so that its square is Mahalanobis' (paper 001 eq. 50): in the norm of Sigma^-1, and of
+Sigma for the score.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.denoisers import DenoiserLike
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Gaussian
@@ -65,7 +68,7 @@ class ObjectiveLike(Protocol):
         """The law of training times."""
 
     def __call__(
-        self, denoiser: DenoiserLike, x0: Tensor, cond: Tensor | None, rng: Noise, keep: Tensor | None = None
+        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss: ...
 
 
@@ -129,7 +132,7 @@ class Objective:
         self.weighting.check(self.times)
 
     def __call__(
-        self, denoiser: DenoiserLike, x0: Tensor, cond: Tensor | None, rng: Noise, keep: Tensor | None = None
+        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng.
 
@@ -142,6 +145,7 @@ class Objective:
         estimate = denoiser(truth.x_t, t, cond, keep)
         reading = self.weighting.reading or estimate.kind
         error = estimate.reading(reading) - replace(truth, sigma_data=estimate.sigma_data).reading(reading)
+        error = error if process.base is None else whitened(error, process.base, reading)
         loss, weight = error.square().flatten(1).mean(1), None
         if not isinstance(self.weighting, Simple):
             loss = loss * self.weighting.at(process, t, self.times).to(loss)
@@ -149,3 +153,8 @@ class Objective:
             weight = self.times.weight(t).to(loss)
             loss = loss * weight
         return Loss(loss, t, weight=weight)
+
+
+def whitened(error: Tensor, base: Any, reading: str) -> Tensor:
+    """The error of a reading in the white coordinates of a base: L^-1 error, of the score L^T error."""
+    return base.whiten_score(error) if reading == "score" else base.whiten(error)

@@ -80,8 +80,7 @@ class LikelihoodWeighting(WeightingLaw):
     reading = "eps"
 
     def at(self, process: Gaussian, t: Tensor, times: TimeLaw) -> Tensor:
-        """The weights at times t (b,) drawn by `times`. Raises `ConfigurationError` for a base, or a law without a density."""
-        _require_plain(process, self)
+        """The weights at times t (b,) drawn by `times`. Raises `ConfigurationError` for a law without a density."""
         return 0.5 / times.density(process, t)
 
     def check(self, times: TimeLaw) -> None:
@@ -109,8 +108,7 @@ class ELBOWeighting(WeightingLaw):
             raise ConfigurationError(f"got fixed={self.fixed}, expected 0 (beta-tilde) to 1 (beta)")
 
     def at(self, process: Gaussian, t: Tensor, times: TimeLaw) -> Tensor:
-        """The weights at times t = i/T (b,). Raises `ConfigurationError` for a base, or a law of continuous time."""
-        _require_plain(process, self)
+        """The weights at times t = i/T (b,). Raises `ConfigurationError` for a law of continuous time."""
         steps = steps_of(times, least=2)
         index = index_of(t, steps)
         weights = torch.full_like(t, self._first(process, 1 / steps, 2 / steps), dtype=torch.float64)
@@ -135,11 +133,3 @@ class ELBOWeighting(WeightingLaw):
         # The weights of two readings at one t differ by (d x_0 / d r)^2, whatever the other time.
         ours, of_x0 = (kl_weight(process, t_1, t_2, reading) for reading in (self.reading, "x0"))
         return float(ours / of_x0) / (2 * std**2)
-
-
-def _require_plain(process: Gaussian, weighting: WeightingLaw) -> None:
-    """Raise `ConfigurationError` where the bound is no multiple of the plain squared error."""
-    if process.base is not None:
-        raise ConfigurationError(
-            f"got {weighting!r} for a process with a base, whose bound is in the norm of its covariance; expected VLB()"
-        )

@@ -7,17 +7,18 @@ reading r = p (x_0 - mu) + q eps is known by its pair (p, q), and any two readin
     edm: (sigma / (sigma_d N), -alpha sigma_d / N),   N^2 = sigma^2 + alpha^2 sigma_d^2     (paper 000 eq. 203-212)
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
-from ornstein.processes.normal import GaussianLaw, Normal, Number
+from ornstein.processes.conditional import ConditionalNormal
+from ornstein.processes.normal import GaussianLaw, Normal, Number, expm1
+from ornstein.processes.paths import Paths
 from ornstein.schedules.base import Level, Schedule, Time, as_time, float_level
 
 READINGS = ("x0", "eps", "v", "score", "velocity", "edm")
@@ -28,11 +29,6 @@ def spread(c: Number, x: Tensor) -> Number:
     if isinstance(c, float):
         return c
     return c.to(x, non_blocking=x.is_cuda).reshape(c.shape + (1,) * (x.ndim - c.ndim))
-
-
-def expm1(v: Number) -> Number:
-    """exp(v) - 1 of a float or a tensor."""
-    return math.expm1(v) if isinstance(v, float) else torch.expm1(v)
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Estimate:
         on_x, on_value = self._weights(kind)
         if base is None:
             return on_x * self.x_t + on_value * self.value
-        mu = base.mean.to(self.x_t)
+        mu = base.centre(self.x_t)
         centred = on_x * (self.x_t - mu) + on_value * (self.value - mu if self.kind == "x0" else self.value)
         return centred + mu if kind == "x0" else centred
 
@@ -99,6 +95,35 @@ class Estimate:
             norm = (sigma**2 + (alpha * self.sigma_data) ** 2) ** 0.5
             return sigma / (self.sigma_data * norm), -alpha * self.sigma_data / norm
         raise ConfigurationError(f"got reading '{kind}', expected one of {', '.join(READINGS)}")
+
+    def shifted(self, change: Tensor) -> "Estimate":
+        """The estimate of x_0 + change (b, *d), at the same x_t: eps moves by -(alpha / sigma) change.
+
+        Where sigma = 0 it is this estimate, for x_t is x_0.
+        """
+        alpha, sigma, _ = level = self.process.level(self.t)
+        p, q = self._pair(self.kind, level)
+        if isinstance(sigma, float) and sigma == 0:
+            return self
+        factor = p - q * alpha / sigma
+        if isinstance(factor, Tensor):
+            factor = torch.where(as_time(sigma) == 0, 0.0, factor)
+        return replace(self, value=self.value + spread(factor, self.x_t) * change)
+
+    def like(self, other: "Estimate") -> "Estimate":
+        """This estimate, holding the reading that `other` holds, with its sigma_data."""
+        held = self
+        if self.kind == "edm" and self.sigma_data != other.sigma_data:
+            held = replace(self, kind="v", value=self.v)
+        held = replace(held, sigma_data=other.sigma_data)
+        return replace(held, kind=other.kind, value=held.reading(other.kind))
+
+    def rows(self, rows: Any) -> "Estimate":
+        """The estimate of some rows of the batch (a slice, numbers or a mask)."""
+        t = self.t[rows] if isinstance(self.t, Tensor) and self.t.ndim else self.t
+        fraction = None if self.fraction is None else self.fraction[rows]
+        process = self.process.rows(rows)
+        return replace(self, process=process, x_t=self.x_t[rows], t=t, value=self.value[rows], fraction=fraction)
 
     @property
     def x0(self) -> Tensor:
@@ -132,14 +157,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Paths):
     """The forward process of a schedule, x_t = mu + alpha (x_0 - mu) + sigma eps, with eps ~ N(0, Sigma).
 
     States are (b, *d) of any shape d; a time is a float or a tensor (b,); `rng` is a `Noise` over the b examples.
     """
 
     schedule: Schedule
-    base: Normal | None = None
+    base: Normal | ConditionalNormal | None = None
 
     def level(self, t: Time, x: Tensor | None = None) -> Level:
         """(alpha, sigma, log_snr) at t: floats for a float time (computed once), else float64 tensors of the shape of t.
@@ -156,9 +181,22 @@ class Gaussian:
             return Level(alpha, sigma, log_snr)
         return Level(*(v.to(x, non_blocking=x.is_cuda) for v in (alpha, sigma, log_snr)))
 
-    def given(self, cond: Tensor | dict[str, Tensor] | None) -> "Gaussian":
-        """The process under a condition. This base does not depend on one, so it is the process itself."""
-        return self
+    def given(self, cond: Condition | None) -> "Gaussian":
+        """The process under a condition, with its base's law for each row of it; itself where the base depends on none.
+
+        Raises `ConfigurationError` where it does and cond is None.
+        """
+        base = None if self.base is None else self.base.given(cond)
+        return self if base is self.base else replace(self, base=base)
+
+    def rows(self, rows: Any) -> "Gaussian":
+        """The process of some rows (a slice, numbers or a mask) of the batch whose condition it was given."""
+        base = None if self.base is None else self.base.rows(rows)
+        return self if base is self.base else replace(self, base=base)
+
+    def centre(self, x: Tensor) -> Number:
+        """mu beside x (b, *d): 0 without a base."""
+        return 0.0 if self.base is None else self.base.centre(x)
 
     def noised(self, x0: Tensor, t: Time, rng: Noise) -> Estimate:
         """A draw of q(x_t | x_0) as the true `Estimate`: it holds x_t and v = alpha eps - sigma (x_0 - mu).
@@ -169,22 +207,15 @@ class Gaussian:
         eps = rng.normal(x0.shape, x0.dtype)
         if self.base is None:
             return Estimate(self, alpha * x0 + sigma * eps, t, "v", alpha * eps - sigma * x0)
-        eps, mu = self.base.colour(eps), self.base.mean.to(x0)
+        eps, mu = self.base.colour(eps), self.base.centre(x0)
         return Estimate(self, mu + alpha * (x0 - mu) + sigma * eps, t, "v", alpha * eps - sigma * (x0 - mu))
 
     def noise(self, x0: Tensor, t: Time, rng: Noise) -> Tensor:
         """A draw of q(x_t | x_0) = N(mu + alpha (x_0 - mu), sigma^2 Sigma) (paper 001 eq. 31)."""
+        if self.base is None:  # without v, of which constraints make no use at every step
+            alpha, sigma, _ = self.level(t, x0)
+            return alpha * x0 + sigma * rng.normal(x0.shape, x0.dtype)
         return self.noised(x0, t, rng).x_t
-
-    def prior(self, shape: Sequence[int], rng: Noise, t: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A draw of N(mu, sigma(t)^2 Sigma), the law from which sampling starts at time t (1 unless a grid starts later)."""
-        z = self.level(t).sigma * rng.normal(shape, dtype)
-        return z if self.base is None else self.base.colour(z) + self.base.mean.to(z)
-
-    def log_prior(self, x: Tensor) -> Tensor:
-        """log N(x; mu, sigma(1)^2 Sigma) in nats, (b,)."""
-        mean = torch.zeros_like(x) if self.base is None else self.base.mean.to(x).expand_as(x)
-        return GaussianLaw(mean, float(self.level(1.0).sigma), self.base).log_prob(x)
 
     def estimate(
         self,
@@ -238,7 +269,7 @@ class Gaussian:
         tau = eta**2 * fresh if eta else 0.0
         mean = spread(alpha_s, x_t) * estimate.x0
         if self.base is not None:
-            mean = mean + (1 - spread(alpha_s, x_t)) * self.base.mean.to(x_t)
+            mean = mean + (1 - spread(alpha_s, x_t)) * self.base.centre(x_t)
         if not (isinstance(sigma_s, float) and sigma_s == 0):
             mean = mean + spread(sigma_s * (1 - tau) ** 0.5, x_t) * estimate.eps
         std = spread(sigma_s * tau**0.5, x_t)
@@ -256,7 +287,7 @@ class Gaussian:
         alpha_s, _, log_snr_s = self.level(s)
         alpha_t, sigma_t, log_snr_t = self.level(t)
         factor, std = spread(alpha_t / alpha_s, x_s), spread(sigma_t * (-expm1(log_snr_t - log_snr_s)) ** 0.5, x_s)
-        mu = 0.0 if self.base is None else self.base.mean.to(x_s)
+        mu = self.centre(x_s)
         return GaussianLaw(mu + factor * (x_s - mu), std, self.base)
 
     def drift(self, estimate: Estimate, t: Time, noise: float = 0.0) -> Tensor:
@@ -265,26 +296,5 @@ class Gaussian:
         noise = 0 is the probability-flow ODE, noise = 1 Anderson's reverse SDE (paper 000 eq. 105); time runs down, dt < 0.
         """
         f, g, sigma = self.schedule.f(t), self.schedule.g(t), torch.as_tensor(self.level(t).sigma, dtype=torch.float64)
-        x_t = estimate.x_t if self.base is None else estimate.x_t - self.base.mean.to(estimate.x_t)
+        x_t = estimate.x_t - self.centre(estimate.x_t)
         return spread(f, x_t) * x_t + spread((1 + noise**2) / 2 * g**2 / sigma, x_t) * estimate.eps
-
-    def path(self, x0: Tensor, grid: Tensor, rng: Noise) -> Tensor:
-        """A draw of the forward chain at the ascending times of `grid`, (len(grid), b, *d), given x_0 at time 0.
-
-        The first state is drawn from q(x_t | x_0), each further one from `transition` (paper 001 eq. 4).
-        """
-        times = [float(t) for t in grid]
-        states = [self.noise(x0, times[0], rng)]
-        for s, t in pairwise(times):
-            states.append(self.transition(states[-1], s, t).sample(rng))
-        return torch.stack(states)
-
-    def log_prob_path(self, path: Tensor, x0: Tensor, grid: Tensor) -> Tensor:
-        """log q(path | x_0) in nats, (b,): the joint log-density of a forward chain, the sum of its transitions."""
-        times = [float(t) for t in grid]
-        alpha, sigma, _ = self.level(times[0])
-        mu = 0.0 if self.base is None else self.base.mean.to(x0)
-        total = GaussianLaw(mu + alpha * (x0 - mu), sigma, self.base).log_prob(path[0])
-        for i, (s, t) in enumerate(pairwise(times)):
-            total = total + self.transition(path[i], s, t).log_prob(path[i + 1])
-        return total

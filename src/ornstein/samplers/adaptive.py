@@ -43,12 +43,12 @@ class RK45:
         self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
     ) -> tuple[Tensor, None]:
         """From time t to time s in as many steps as it takes; there is no memory."""
-        curve, cond = Curve.of(denoiser), getattr(denoiser, "cond", None)
+        curve = Curve.of(denoiser, getattr(denoiser, "cond", None))
         at_data, to_data = (float(denoiser.process.level(r).sigma) == 0 for r in (t, s))
         begin, end = curve.angle(t), curve.angle(s)
 
         def field(theta: Tensor, state: State, rows: Tensor) -> State:
-            return (curve.slope(theta, state[0], None if cond is None else cond[rows]),)
+            return (curve.slope(theta, state[0], rows),)
 
         z = curve.at_data(x) if at_data else curve.at(x, t)
         first = curve.first_step if at_data else math.inf

@@ -6,6 +6,7 @@ calls the denoiser in a full step (`stages`). `memory` is None at first and then
 of a schedule does not end at 0, the last call makes x = estimate.x0, or what the sampler's own `land` makes of it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ornstein.denoisers import DenoiserLike
+from ornstein.conditions import Condition, count_of, moved, rows_of
+from ornstein.denoisers import DenoiserLike, check_condition
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Estimate
 from ornstein.samplers.recipes import landing, recipe
+from ornstein.samplers.tally import Tally, counting, inner
 from ornstein.schedules.base import Time
 
 
@@ -44,21 +47,30 @@ class Sampler(Protocol):
 
 
 class Counted:
-    """A denoiser that counts its calls, holding the condition of the whole run; a call on some of its rows brings theirs."""
+    """A denoiser that counts its evaluations, holding the condition of the whole run; a call on some of its rows brings theirs.
 
-    def __init__(self, denoiser: DenoiserLike, cond: Tensor | None) -> None:
-        self.denoiser, self.cond, self.calls = denoiser, cond, 0
-        self.process = denoiser.process.given(cond)
+    `calls`: evaluations per sample, of every network within; a doubled batch counts twice.
+    """
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Tensor | None = None, keep: Tensor | None = None) -> Estimate:
-        self.calls += 1
-        return self.denoiser(x_t, t, self.cond if cond is None else cond, keep)
+    def __init__(self, denoiser: DenoiserLike, cond: Condition | None) -> None:
+        self.tally = Tally() if inner(denoiser) else None
+        self.denoiser: Any = denoiser if self.tally is None else counting(denoiser, self.tally)
+        self.process, self.cond, self.calls = denoiser.process.given(cond), cond, 0
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
+        cond = self.cond if cond is None else cond
+        if self.tally is None:
+            self.calls += 1
+            return self.denoiser(x_t, t, cond, keep)
+        before = self.tally.rows
+        estimate = self.denoiser(x_t, t, cond, keep)
+        self.calls += math.ceil((self.tally.rows - before) / len(x_t))
+        return estimate
 
     def log_density(self, x_t: Tensor, t: Time) -> Tensor:
         """log p_t(x_t) of a denoiser that knows it, counted as a call."""
         self.calls += 1
-        known: Any = self.denoiser
-        return known.log_density(x_t, t)
+        return self.denoiser.log_density(x_t, t)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Samples:
 
 
 def sample_steps(
-    denoiser: DenoiserLike, sampler: Sampler, x: Tensor, grid: Tensor, rng: Noise, cond: Tensor | None = None
+    denoiser: DenoiserLike, sampler: Sampler, x: Tensor, grid: Tensor, rng: Noise, cond: Condition | None = None
 ) -> Iterator[State]:
     """The loop as a generator: yields the state at grid[0], then after every step.
 
@@ -116,7 +128,7 @@ def sample(
     steps: int | None = None,
     calls: int | None = None,
     grid: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     seed: int = 0,
     first: int = 0,
     batch_size: int | None = None,
@@ -130,10 +142,11 @@ def sample(
         n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
         start: the states at grid[0] (n, *d), at t = 1 where no grid is given, in place of a draw of the prior.
         steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls
-            where none of them nor a grid is given). Calls for more than the landing, but less than a step, are refused.
+            where none of them nor a grid is given); a guided denoiser may make two each time. Calls for more than the landing,
+            but less than a step, are refused.
         grid: the times to visit; by default `grids.karras(process, steps)`, `grids.focused` where no sampler is named. An
             ascending grid goes from data to noise.
-        cond: the condition, (n, ...).
+        cond: the condition, a tensor (n, ...) or a dict of them.
         seed, first: these are samples first .. first + n - 1 of the seed; sample i depends on (seed, i) alone, whatever
             the batch size.
         batch_size: examples per network call (256).
@@ -144,10 +157,11 @@ def sample(
     """
     began = time.perf_counter()
     at_noise = start is not None and grid is None
-    sampler, grid = recipe(denoiser.process, sampler, steps, calls, grid)
+    sampler, grid = recipe(denoiser, sampler, steps, calls, grid)
     if at_noise:
         grid[0] = 1.0
     shape, n = shape_of(denoiser, n, shape, start, cond)
+    check_condition(denoiser, cond)
     size = 256 if batch_size is None else batch_size
     if size < 1:
         raise ConfigurationError(f"got batch_size={batch_size}, expected at least 1")
@@ -155,9 +169,9 @@ def sample(
     parts, made, kept = [], 0, []
     for begin in range(0, n, size):
         rows = slice(begin, min(begin + size, n))
-        part_cond = None if cond is None else cond[rows].to(device)
+        part_cond = moved(rows_of(cond, rows), device)
 
-        def run(rows: slice = rows, part_cond: Tensor | None = part_cond) -> Iterator[State]:
+        def run(rows: slice = rows, part_cond: Condition | None = part_cond) -> Iterator[State]:
             rng = Noise(seed, range(first + rows.start, first + rows.stop), device)
             process = denoiser.process.given(part_cond)
             x = process.prior((rows.stop - rows.start, *shape), rng, float(grid[0])) if start is None else start[rows]
@@ -223,7 +237,7 @@ def shape_of(
     n: int | None,
     shape: tuple[int, ...] | None,
     start: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
 ) -> tuple[tuple[int, ...], int]:
     """The shape of one sample and their number. Raises `ConfigurationError` where they are not known, or do not agree."""
     if start is not None:
@@ -231,10 +245,11 @@ def shape_of(
     shape = getattr(denoiser, "shape", None) if shape is None else tuple(shape)
     if shape is None:
         raise ConfigurationError("the shape of one sample is not known: pass shape=(...)")
-    n = (1 if cond is None else len(cond)) if n is None else n
-    for name, given in (("start", start), ("cond", cond)):
-        if given is not None and len(given) != n:
-            raise ConfigurationError(f"got {len(given)} rows of {name} for n={n} samples, expected {n}")
+    given = None if cond is None else count_of(cond)
+    n = (1 if given is None else given) if n is None else n
+    for name, count in (("start", None if start is None else len(start)), ("cond", given)):
+        if count not in (None, n):
+            raise ConfigurationError(f"got {count} rows of {name} for n={n} samples, expected {n}")
     if n < 0:
         raise ConfigurationError(f"got n={n}, expected 0 or more")
     return shape, n

@@ -57,7 +57,7 @@ def carried(
     for factor, value in zip(factors, values, strict=True):
         moved.add_(value, alpha=factor)
     if process.base is not None:
-        moved += (1 - step.a - (step.c if prediction == "x0" else 0.0)) * process.base.mean.to(x)
+        moved += (1 - step.a - (step.c if prediction == "x0" else 0.0)) * process.base.centre(x)
     return moved
 
 

@@ -6,12 +6,14 @@ corrector's longer memory does harm. A sampler that is named has Karras' grid.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ornstein import grids
+from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Gaussian
 from ornstein.samplers.multistep import Multistep
@@ -31,13 +33,19 @@ def usual(calls: int) -> Multistep:
 
 
 def recipe(
-    process: Gaussian,
+    denoiser: DenoiserLike,
     sampler: "Sampler | None" = None,
     steps: int | None = None,
     calls: int | None = None,
     grid: Tensor | None = None,
+    begin: float = 1.0,
 ) -> "tuple[Sampler, Tensor]":
-    """The sampler and the grid that these options of `sample` come to. Raises `ConfigurationError` where they do not fit."""
+    """The sampler and the grid that these options of `sample` come to, from time `begin` where no grid is given.
+
+    `calls` are network evaluations, of which a guided denoiser makes `evaluations` each time. Raises `ConfigurationError` where
+    options do not fit.
+    """
+    process, each = denoiser.process, getattr(denoiser, "evaluations", 1)
     if sum(v is not None for v in (steps, calls, grid)) > 1:
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
     if grid is not None:
@@ -50,17 +58,41 @@ def recipe(
                 "Heun(), Multistep() or Ancestral(eta=0.0)"
             )
         return sampler, grid
-    law = grids.focused if sampler is None else grids.karras
+    law = _law_from(process, grids.focused if sampler is None else grids.karras, begin)
     if sampler is not None and math.isinf(sampler.stages) and calls is None and steps is None:
         return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
-    calls = CALLS if calls is None else calls
+    if calls is not None and 1 <= calls < each:
+        raise ConfigurationError(
+            f"got {calls} calls for {type(denoiser).__name__}, which makes {each} each time; expected at least that"
+        )
+    calls = (CALLS if calls is None else calls) // each
     sampler = usual(calls if steps is None else steps) if sampler is None else sampler
     if steps is None and 1 < calls <= sampler.stages < math.inf:
         raise ConfigurationError(
-            f"got {calls} calls for {sampler}, of which a step takes {sampler.stages} and the landing one; expected at least "
-            f"calls={sampler.stages + 1}, or steps="
+            f"got {calls * each} calls for {sampler}, of which a step takes {sampler.stages * each} and the landing {each}; "
+            f"expected at least calls={(int(sampler.stages) + 1) * each}, or steps="
         )
     return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
+
+
+def _law_from(process: Gaussian, law: Callable[..., Tensor], begin: float) -> Callable[..., Tensor]:
+    """The law of a grid, from time `begin` on. Raises `ConfigurationError` where that is no time with noise."""
+    if begin == 1:
+        return law
+    lowest = max(process.schedule.t_min, 0.0)
+    ratio = math.exp(-float(process.level(begin).log_snr) / 2) if lowest < begin < 1 else 0.0
+    if not ratio > grids.SIGMA_MIN:
+        raise ConfigurationError(
+            f"got {begin:g} for the time to begin at, expected one below 1 where there is noise to take away: at least "
+            f"{max(lowest, float(process.schedule.time_at(-2 * math.log(2 * grids.SIGMA_MIN)))):.3g}"
+        )
+
+    def shortened(process: Gaussian, steps: int) -> Tensor:
+        times = law(process, steps, sigma_max=ratio)
+        times[0] = begin
+        return times
+
+    return shortened
 
 
 def _checked(grid: Tensor, first: float) -> Tensor:

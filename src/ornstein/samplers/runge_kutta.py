@@ -119,7 +119,7 @@ class _Classical(_Churned):
         if 0 in (alpha_t, sigma_t, alpha_s, sigma_s):
             return process.posterior(estimate, t, s, eta=0.0).mean, None
         ratio, rise, eps = sigma_t / alpha_t, sigma_s / alpha_s - sigma_t / alpha_t, estimate.eps
-        mu = 0.0 if process.base is None else process.base.mean.to(x)
+        mu = process.centre(x)
         y, total = (x - mu) / alpha_t, self.weights[0] * eps
         for node, weight in zip(self.nodes, self.weights[1:], strict=True):
             r = s if node == 1 else float(process.schedule.time_at(-2 * math.log(ratio + node * rise)))

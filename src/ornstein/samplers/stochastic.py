@@ -135,7 +135,7 @@ class StochasticHeun(_Reverse):
         alpha_s, sigma_s, log_snr_s = process.level(s)
         mean = alpha_s * estimate.x0
         if process.base is not None:
-            mean = mean + (1 - alpha_s) * process.base.mean.to(mean)
+            mean = mean + (1 - alpha_s) * process.base.centre(mean)
         if sigma_s == 0:
             return mean, 0.0
         fall = self.noise**2 * (process.level(t).log_snr - log_snr_s) if self.noise else 0.0

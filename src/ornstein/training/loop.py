@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ornstein.classifiers import Classifier
+from ornstein.conditions import Condition, count_of, moved, rows_of
 from ornstein.config import TrainingOptions
 from ornstein.data import Dataset
 from ornstein.data.streaming import Stream, batches
-from ornstein.denoisers import Denoiser
+from ornstein.denoisers import Denoiser, check_condition
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.objectives import Objective, ObjectiveLike
 from ornstein.training.order import Batches
@@ -22,7 +24,7 @@ def train(
     data: Tensor | np.ndarray | Dataset,
     objective: ObjectiveLike | None = None,
     *,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     options: TrainingOptions | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -35,10 +37,13 @@ def train(
         denoiser: what to train. When the loop ends, or is left, it holds the averaged weights and is in evaluation mode.
         data: examples (n, *d) in model units, or a `Dataset`, whose scaling is applied.
         objective: by default the squared error of the denoiser's own reading, at stratified times.
-        cond: the condition of each example, (n, ...); for a `Dataset`, its labels where the network has classes.
+        cond: the condition of each example, (n, ...) or a dict; for a `Dataset`, its labels where the network has classes.
         options: all options; steps (1000), seed, batch_size and learning_rate may be given by themselves.
 
-    Raises `DataError` on data that do not fit and `NumericalError` on a loss that is not finite.
+    Each example is trained without its condition with probability `options.label_dropout`, by itself.
+
+    Raises `DataError` on data that do not fit, `ConfigurationError` on classes that the network does not know, and
+    `NumericalError` on a loss that is not finite.
     """
     options = options or TrainingOptions()
     options = replace(
@@ -53,8 +58,10 @@ def train(
     options = options if options.steps is not None else replace(options, steps=1000)
     examples, cond, encode = _examples(denoiser, data, cond)
     check_batch(options.batch_size, len(examples))
+    check_condition(denoiser, cond)
     run = Run(denoiser, objective or Objective(), options)
     denoiser.shape = tuple(encode(examples[torch.zeros(1, dtype=torch.long)]).shape[1:])
+    denoiser.label_dropout = None if cond is None else options.label_dropout
     denoiser.train()
     return _steps(run, examples, cond, encode)
 
@@ -68,7 +75,7 @@ def check_batch(batch_size: int, n: int) -> None:
 
 
 def _steps(
-    run: Run, examples: Tensor | Stream, cond: Tensor | None, encode: Callable[[Tensor], Tensor]
+    run: Run, examples: Tensor | Stream, cond: Condition | None, encode: Callable[[Tensor], Tensor]
 ) -> Iterator[Record]:
     order = Batches(len(examples), run.options.seed)
     plan = order.plan(run.seen, run.options.batch_size, run.share)
@@ -76,17 +83,21 @@ def _steps(
     try:
         while run.total is None or run.count < run.total:
             rows, raw, _ = next(read)
-            yield run.step(encode(raw).to(run.device), None if cond is None else cond[rows].to(run.device))
+            yield run.step(encode(raw).to(run.device), moved(rows_of(cond, rows), run.device))
     finally:
         run.use_averages()
 
 
 def _examples(
-    denoiser: Denoiser, data: Tensor | np.ndarray | Dataset, cond: Tensor | None
-) -> tuple[Tensor | Stream, Tensor | None, Callable[[Tensor], Tensor]]:
+    denoiser: Denoiser, data: Tensor | np.ndarray | Dataset, cond: Condition | None
+) -> tuple[Tensor | Stream, Condition | None, Callable[[Tensor], Tensor]]:
     if isinstance(data, Dataset):
-        labels = data.train_labels if getattr(denoiser.network, "classes", 0) else None
-        return data.train, labels if cond is None else cond, data.scaling.encode
+        labels = (
+            data.train_labels if getattr(denoiser.network, "classes", 0) or isinstance(denoiser, Classifier) else None
+        )
+        cond = labels if cond is None else cond
+        _check_count(cond, len(data.train))
+        return data.train, cond, data.scaling.encode
     examples = torch.as_tensor(data)
     if not examples.is_floating_point():
         raise DataError(
@@ -94,6 +105,11 @@ def _examples(
         )
     if examples.ndim < 2 or len(examples) < 1 or not torch.isfinite(examples).all():
         raise DataError(f"got data of shape {tuple(examples.shape)}, expected finite examples (n, *d)")
-    if cond is not None and len(cond) != len(examples):
-        raise DataError(f"got {len(cond)} conditions for {len(examples)} examples, expected one each")
+    _check_count(cond, len(examples))
     return examples, cond, torch.Tensor.float
+
+
+def _check_count(cond: Condition | None, n: int) -> None:
+    """Raise `DataError` unless there is a condition for each of n examples."""
+    if cond is not None and count_of(cond) != n:
+        raise DataError(f"got {count_of(cond)} conditions for {n} examples, expected one each")

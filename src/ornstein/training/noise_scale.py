@@ -16,6 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ornstein.conditions import Condition, rows_of
 from ornstein.noise import Noise, fold
 from ornstein.training.run import Run
 
@@ -36,7 +37,7 @@ class NoiseScale:
         return self.variance / self.gradient_square if self.gradient_square > 0 else None
 
 
-def noise_scale(run: Run, data: Iterable[tuple[Tensor, Tensor | None]]) -> NoiseScale:
+def noise_scale(run: Run, data: Iterable[tuple[Tensor, Condition | None]]) -> NoiseScale:
     """Measure it on the next four batches of `data`, (x0, cond) as `Run.step` takes them, at the weights as they are.
 
     Each is taken in four parts, with times and noise of their own (stratified times of a whole batch would make parts of it
@@ -48,7 +49,7 @@ def noise_scale(run: Run, data: Iterable[tuple[Tensor, Tensor | None]]) -> Noise
         for j, first in enumerate(range(0, length * min(PARTS, len(x0)), length)):
             rows = slice(first, first + length)
             seed = fold(run.options.seed, STREAM, run.count, run.group.rank, k * PARTS + j)
-            gradient = _gradient(run, x0[rows], None if cond is None else cond[rows], seed)
+            gradient = _gradient(run, x0[rows], rows_of(cond, rows), seed)
             squares += float(gradient @ gradient)
             total = gradient if total is None else total + gradient
             examples, parts = examples + length, parts + 1
@@ -61,7 +62,7 @@ def noise_scale(run: Run, data: Iterable[tuple[Tensor, Tensor | None]]) -> Noise
     )
 
 
-def _gradient(run: Run, x0: Tensor, cond: Tensor | None, seed: int) -> Tensor:
+def _gradient(run: Run, x0: Tensor, cond: Condition | None, seed: int) -> Tensor:
     """The gradient of the mean loss of these examples, as one long vector."""
     rng = Noise(seed, len(x0), run.device)
     keep = None if cond is None else rng.uniform((len(x0),), torch.float32) >= run.options.label_dropout

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ornstein.conditions import Condition, rows_of
 from ornstein.config import TrainingOptions
 from ornstein.denoisers import Denoiser
 from ornstein.devices import autocast, resolve_precision
@@ -86,7 +87,7 @@ class Run:
         self.window = torch.zeros(2, LEVELS, device=self.device)  # sums of losses and their numbers since the last log
         self.asked_to_stop = self.stopped = False  # asked of one process, agreed by all in the next step
 
-    def step(self, x0: Tensor, cond: Tensor | None = None) -> Record:
+    def step(self, x0: Tensor, cond: Condition | None = None) -> Record:
         """One optimiser step: x0 (b, *d) is this process's share of the batch, in model units, with its condition (b, ...).
 
         Raises `NumericalError` before the weights change where the loss or its gradient is not finite.
@@ -116,7 +117,7 @@ class Run:
         self.whole = True
         return Record(self.count, self.total, figures[0], figures[2], rate)
 
-    def _gradient(self, x0: Tensor, cond: Tensor | None) -> list[Loss]:
+    def _gradient(self, x0: Tensor, cond: Condition | None) -> list[Loss]:
         """Leave the batch's gradient in the parameters; returns the losses of this process's parts."""
         parts, losses = min(self.options.accumulate, len(x0)), []
         torch.manual_seed(fold(self.options.seed, DROPOUT, self.group.rank, self.seen))
@@ -125,11 +126,11 @@ class Run:
             rows = range(len(x0) * k // parts, len(x0) * (k + 1) // parts)
             part = slice(rows.start, rows.stop)
             with nullcontext() if k == parts - 1 else self.group.holding(self.trained.network):
-                losses.append(self._forward(x0[part], None if cond is None else cond[part], rows))
+                losses.append(self._forward(x0[part], rows_of(cond, part), rows))
                 self._backward(losses[-1])
         return losses
 
-    def _forward(self, x0: Tensor, cond: Tensor | None, rows: range) -> Loss:
+    def _forward(self, x0: Tensor, cond: Condition | None, rows: range) -> Loss:
         """The losses of some rows of this process's share."""
         options, first = self.options, self.share.start
         places = range(first + rows.start, first + rows.stop)
