@@ -2,6 +2,7 @@
 
 python benchmarks/guidance.py ../shared/data/mnist.npz --budget 10m            # trains both models, then measures
 python benchmarks/guidance.py ../shared/data/mnist.npz --runs COND UNCOND      # measures runs that are there
+python benchmarks/guidance.py ... --classifier CRUN --judged 1 2 4             # also UNCOND, guided by a classifier of noisy images
 
 The classifier is the one that ornstein ships, trained on real images alone; it gives the features of the Frechet distance too.
 Calls are network evaluations per sample: a guided step takes two.
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 import ornstein as orn
+from ornstein.checkpoints import load_classifier
 from ornstein.data import load_dataset
 from ornstein.metrics import evaluate, load_features
 from ornstein.metrics.features import pixels
@@ -45,6 +47,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=25)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 3.0])
     parser.add_argument("--interval", type=float, nargs=2)
+    parser.add_argument("--classifier", type=Path, metavar="CRUN", help="a run of ornstein train-classifier UNCOND")
+    parser.add_argument("--judged", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="scales of the classifier's guidance")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         runs = given.runs or (
@@ -60,14 +64,17 @@ def main() -> None:
         f"{'model':22s}{'calls':>6s}{'named':>8s}{'Frechet':>9s}{'(real)':>8s}{'recall':>8s}{'seconds':>9s}", flush=True
     )
     interval = None if given.interval is None else tuple(given.interval)
-    for scale in (None, *given.scales):
-        denoiser = unconditional if scale is None else orn.ClassifierFreeGuidance(conditional, scale, interval)
-        cond = None if scale is None else labels
+    rows = [("unconditional", unconditional)]
+    rows += [(f"scale {scale:g}", orn.ClassifierFreeGuidance(conditional, scale, interval)) for scale in given.scales]
+    if given.classifier is not None:
+        judge = load_classifier(given.classifier).log_prob
+        rows += [(f"classifier, {s:g}", orn.ClassifierGuidance(unconditional, judge, s, interval)) for s in given.judged]
+    for name, denoiser in rows:
+        cond = None if name == "unconditional" else labels
         drawn = orn.sample(denoiser, n=given.n, calls=given.calls, cond=cond, seed=1)
         report = {m.name: m for m in evaluate(drawn.x, dataset.test, dataset.train, scaling=scaling).measures}
         frechet, recall = report["frechet_distance"], report["recall"]
-        share = f"{named(drawn.x, labels, scaling):8.3f}" if scale is not None else f"{'':8s}"
-        name = "unconditional" if scale is None else f"scale {scale:g}"
+        share = f"{'':8s}" if cond is None else f"{named(drawn.x, labels, scaling):8.3f}"
         row = f"{name:22s}{drawn.calls:6d}{share}{frechet.value:9.2f}{frechet.reference:8.2f}{recall.value:8.3f}"
         print(f"{row}{drawn.seconds:9.1f}", flush=True)
 

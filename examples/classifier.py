@@ -3,7 +3,7 @@
 ornstein train digits --condition none --out runs/plain && ornstein train-classifier runs/plain --out runs/classifier
 python examples/classifier.py runs/plain runs/classifier classifier.png
 
-A column a class; rows: unguided; Bayes' rule (scale 1); scale 4; a classifier asked as if x_t were clean, which is wrong at every t.
+A column a class; rows: unguided; scale 1, Bayes' rule; scale 4; a classifier that is asked as if x_t were clean, which is wrong.
 """
 
 import sys

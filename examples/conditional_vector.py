@@ -17,6 +17,7 @@ from ornstein.plots.curves import require_matplotlib
 
 ASKED = (0.0, 0.9, 2.0, 3.5, 5.0)
 ALONG, ACROSS = 0.5, 0.1
+STEPS = 2000
 
 
 def directions(angles: torch.Tensor) -> torch.Tensor:
@@ -31,7 +32,7 @@ def main(out: str = "angles.png") -> None:
 
     process = orn.Gaussian(orn.CosineVP())
     denoiser = orn.Denoiser(orn.MLP(2, width=128, depth=3, classes=2), process, "v", sigma_data=float(x.std()))
-    for step in orn.train(denoiser, x, cond=u, steps=2000, batch_size=512, seed=0):
+    for step in orn.train(denoiser, x, cond=u, steps=STEPS, batch_size=512, seed=0):
         if step.count % 500 == 0:
             print(f"step {step.count}: loss {step.loss:.4f}")
 

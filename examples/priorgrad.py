@@ -1,9 +1,9 @@
 """PriorGrad: noise that has the data's own mean and covariance. Two processes, one network, 400 steps each.
 
-python examples/priorgrad.py            writes docs/priorgrad.png
+python examples/priorgrad.py priorgrad.png
 """
 
-from pathlib import Path
+import sys
 
 import matplotlib.pyplot as plt
 import torch
@@ -11,7 +11,6 @@ import torch
 import ornstein as orn
 
 STEPS, N = 400, 2000
-OUT = Path(__file__).parent.parent / "docs" / "priorgrad.png"
 
 
 def data(n: int) -> torch.Tensor:
@@ -33,7 +32,7 @@ def trained(base: orn.Normal | None, x: torch.Tensor) -> orn.Denoiser:
     return denoiser
 
 
-def main() -> None:
+def main(out: str = "priorgrad.png") -> None:
     """Train both, print their likelihoods, and draw the data and what each makes, along and across the diagonal."""
     x = data(20_000)
     panels = {"data": x[:N]}
@@ -48,8 +47,8 @@ def main() -> None:
         axis.set(title=name, xlim=(-2.5, 2.5), ylim=(-0.12, 0.12), xlabel="along")
     axes[0].set_ylabel("across, 20 times larger")
     figure.tight_layout()
-    figure.savefig(OUT, dpi=80)
+    figure.savefig(out, dpi=80)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -12,9 +12,10 @@ import ornstein as orn
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
-    "errors", "conditions", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes", "denoisers",
-    "classifiers", "clipping", "guidance", "filters", "exact", "variational", "grids", "integrate", "curve", "objectives", "samplers", "constraints", "linearised", "networks",
-    "data", "accuracy", "likelihood", "editing", "plots", "metrics", "specs", "training", "priors", "checkpoints", "watching", "profiling",
+    "errors", "conditions", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes",
+    "denoisers", "classifiers", "clipping", "guidance", "filters", "exact", "variational", "grids", "integrate",
+    "curve", "objectives", "samplers", "constraints", "linearised", "networks", "data", "accuracy", "likelihood",
+    "editing", "plots", "metrics", "specs", "training", "priors", "checkpoints", "watching", "profiling",
     "experiment", "cli",
 )  # fmt: skip
 

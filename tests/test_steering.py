@@ -42,7 +42,14 @@ def place(tmp_path_factory):
     }.items():
         data = "gaussians" if name == "toy" else "digits"
         assert main(["train", data, *TINY, *more, "--out", str(folder / name)]) == 0
-    argv = ["--steps", "3", "--network", "UNetEncoder(widths=(8,), blocks=1, attention=0)", "--out", str(folder / "judge")]
+    argv = [
+        "--steps",
+        "3",
+        "--network",
+        "UNetEncoder(widths=(8,), blocks=1, attention=0)",
+        "--out",
+        str(folder / "judge"),
+    ]
     assert main(["train-classifier", str(folder / "plain"), *argv]) == 0
     digit = load_dataset("digits", seed=0).test[0].numpy()
     np.save(folder / "digit.npy", digit)

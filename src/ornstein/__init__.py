@@ -8,7 +8,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "schedules": "EDM CosineVP FromAlphaSigma FromSDE GeometricVE LinearVP RectifiedFlow SubVP TableSchedule",
     "processes": "ByClass ConditionalNormal Gaussian LowRank Normal",
-    "denoisers": "Denoiser Retargeted",
+    "denoisers": "Denoiser Retargeted Wrapper",
     "classifiers": "Classifier",
     "clipping": "Clipped",
     "guidance": "Autoguidance ClassifierFreeGuidance ClassifierGuidance PosteriorSampling",

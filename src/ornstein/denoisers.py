@@ -39,7 +39,11 @@ class DenoiserLike(Protocol):
 
 
 class Wrapper:
-    """Base of the denoisers that wrap one: in all but the estimate they are what they wrap, a `Model` too."""
+    """Base of the denoisers that wrap others: in all but the estimate they are what they wrap, a `Model` too.
+
+    A guidance of your own is a subclass with a `__call__`, which asks `self.denoiser` (and others that it holds) as often as it
+    likes: samplers count the network evaluations in them, on copies of the wrapper, so it keeps no state of its own.
+    """
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser = denoiser
@@ -177,7 +181,7 @@ class Denoiser(nn.Module):
         return Estimate(process, x_t, t, kind, output, self.sigma_data or 1.0, fraction)
 
 
-class Retargeted:
+class Retargeted(Wrapper):
     """A denoiser trained under one schedule, used under another (paper 000 s5: samplers and models interchange).
 
     At time t of the new schedule the old one is asked at the time t' of equal SNR, at the state scaled by
@@ -190,8 +194,13 @@ class Retargeted:
             raise ConfigurationError(
                 "got processes with different bases, expected one base: only schedules are exchanged"
             )
-        self.denoiser, self.process = denoiser, process
-        self.shape: tuple[int, ...] | None = getattr(denoiser, "shape", None)
+        super().__init__(denoiser)
+        self._process = process
+
+    @property
+    def process(self) -> Gaussian:
+        """The new forward process."""
+        return self._process
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
         process, old = self.process.given(cond), self.denoiser.process.given(cond)

@@ -34,7 +34,9 @@ def test_sdedit_begins_at_the_noised_example(name):
         start = noised_start(denoiser, x, strength, 4, seed=3, first=1)
         assert torch.equal(start[:1], noised_start(denoiser, x, strength, 2, seed=3)[1:])
         own = process.prior((2, 2), orn.Noise(3, 2), dtype=torch.float64) / level(process.schedule, 1.0)[1]
-        assert (noised_start(denoiser, 0 * x, strength, 2, seed=3) / sigma - own).abs().min() > 1e-3  # other noise than the loop's
+        assert (
+            noised_start(denoiser, 0 * x, strength, 2, seed=3) / sigma - own
+        ).abs().min() > 1e-3  # other noise than the loop's
         assert recipe(denoiser, steps=5, begin=strength)[1][0] == strength
         again = orn.sdedit(denoiser, x, strength, orn.Heun(), n=3, steps=40, seed=3, batch_size=2)
         assert torch.allclose(again.x, found.x[:3], atol=1e-5)

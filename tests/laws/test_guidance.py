@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import BASES, MU, SCHEDULES, SIGMA, D, awake, check_refusal, numbers, spd
+from helpers import BASES, MU, SCHEDULES, SIGMA, D, Spy, awake, check_refusal, numbers, spd
 from torch.distributions import MultivariateNormal
 
 import ornstein as orn
@@ -225,20 +225,20 @@ def test_the_interval_and_the_count_of_evaluations():
     assert orn.sample(orn.ClassifierFreeGuidance(pair, 2.0), orn.Heun(), n=3, calls=30, cond=cond).calls == 30
 
 
-def test_evaluations_within_modules_are_counted_too():
-    class Twice(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner, self.process, self.shape = inner, inner.process, (2,)
-
-        def forward(self, x_t, t, cond=None, keep=None):
-            self.inner(x_t, t, cond, keep)
-            return self.inner(x_t, t, cond, keep)
+def test_a_wrapper_of_the_users_own_is_counted_within_and_other_objects_are_left_alone():
+    class Twice(orn.Wrapper):
+        def __call__(self, x_t, t, cond=None, keep=None):
+            self.denoiser(x_t, t, cond, keep)
+            return self.denoiser(x_t, t, cond, keep)
 
     denoiser = orn.Denoiser(orn.MLP(2, 8, 1), orn.Gaussian(orn.CosineVP()), "v")
+    denoiser.shape = (2,)
     outer = Twice(denoiser)
     assert orn.sample(outer, n=2, steps=4).calls == 8
-    assert outer.inner is denoiser
+    assert orn.sample(orn.Retargeted(outer, orn.Gaussian(orn.LinearVP())), n=2, steps=4).calls == 8
+    assert outer.denoiser is denoiser
+    spy = Spy(exact.Normal(orn.Gaussian(orn.CosineVP()), torch.zeros(2), 1.0))
+    assert orn.sample(spy, n=2, steps=4).calls == spy.made == 4
 
 
 def test_rescaling_brings_back_the_spread_of_the_conditional_model():

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import MU, SIGMA, D, check_refusal, level, numbers, root_of, spd, unit_noise
+from helpers import MU, SIGMA, D, awake, check_refusal, level, numbers, root_of, spd, unit_noise
 from torch.distributions import MultivariateNormal
 
 import ornstein as orn
@@ -613,3 +613,31 @@ def test_explicit_score_matching_takes_an_exact_denoiser_of_the_same_conditional
         "exact",
         "one process",
     )
+
+
+def test_guidance_and_constraints_work_on_a_base_by_class():
+    """A doubled batch has the laws of its rows twice; what is replaced is noised by the law of its row."""
+    torch.manual_seed(0)
+    network = awake(orn.MLP(shape=(D,), width=16, depth=1, classes=B)).double()
+    process, cond = given(orn.LinearVP(), "each-full")
+    one, two = (orn.Denoiser(network, p, "v", sigma_data=1.0) for p in (orn.Gaussian(orn.LinearVP()), process))
+    y, options = numbers(B, D, seed=5), {"steps": 4, "seed": 2, "cond": cond}
+    for guide in (orn.ClassifierFreeGuidance, lambda inner, scale: orn.Autoguidance(inner, inner, scale)):
+        plain = orn.sample(guide(one, scale=2.5), orn.Ancestral(), start=y, **options).x
+        found = orn.sample(guide(two, scale=2.5), orn.Ancestral(), start=there("each-full", y), **options).x
+        assert torch.allclose(found, there("each-full", plain), atol=1e-5)
+    reference = there("each-full", torch.zeros(B, D).double())
+    known = orn.Inpainting(orn.Ancestral(), reference, missing=torch.zeros(D, dtype=torch.bool))
+    grid = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    drawn = orn.sample(two, known, start=there("each-full", y), grid=grid, seed=2, cond=cond).x
+    sigma = level(process.schedule, 0.5)[1]
+    white = torch.linalg.solve(root("each-full"), drawn - reference) / sigma
+    again = orn.sample(
+        one,
+        known.__class__(orn.Ancestral(), torch.zeros(B, D).double(), missing=known.missing),
+        start=y,
+        grid=grid,
+        seed=2,
+        cond=cond,
+    ).x
+    assert torch.allclose(white, again / sigma, atol=1e-6)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ornstein.conditions import Condition, count_of, moved, rows_of
-from ornstein.denoisers import DenoiserLike, check_condition
+from ornstein.denoisers import DenoiserLike, Wrapper, check_condition
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Estimate
 from ornstein.samplers.recipes import landing, recipe
-from ornstein.samplers.tally import Tally, counting, inner
+from ornstein.samplers.tally import Tally, counting
 from ornstein.schedules.base import Time
 
 
@@ -53,7 +53,7 @@ class Counted:
     """
 
     def __init__(self, denoiser: DenoiserLike, cond: Condition | None) -> None:
-        self.tally = Tally() if inner(denoiser) else None
+        self.tally = Tally() if isinstance(denoiser, Wrapper) else None
         self.denoiser: Any = denoiser if self.tally is None else counting(denoiser, self.tally)
         self.process, self.cond, self.calls = denoiser.process.given(cond), cond, 0
 

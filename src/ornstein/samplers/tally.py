@@ -1,7 +1,8 @@
 """The count of network evaluations: taken where they are made, in the innermost denoisers, never declared by what wraps them.
 
-A guided denoiser calls another on a doubled batch, or two of them, or one only at some noise levels. So the innermost ones of
-a wrapped denoiser count the rows they are asked about, and the rows over those of the batch are its evaluations.
+A guided denoiser calls another on a doubled batch, or two of them, or one only at some noise levels. So the denoisers within a
+`Wrapper` count the rows they are asked about, and the rows over those of the batch are its evaluations. Anything else is
+asked as it is, and counts once a call: a copy of it might not be what its maker expects.
 """
 
 import copy
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ornstein.conditions import Condition
+from ornstein.denoisers import Wrapper
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.schedules.base import Time
 
@@ -35,23 +37,11 @@ class _Innermost:
 
 
 def counting(denoiser: Any, tally: Tally) -> Any:
-    """The denoiser with the innermost ones it is made of replaced, in copies of what wraps them, by ones that count."""
-    found = inner(denoiser)
-    if not found:
+    """The denoiser, in a copy of each `Wrapper` that it is made of, with what these hold replaced by ones that count."""
+    if not isinstance(denoiser, Wrapper):
         return _Innermost(denoiser, tally)
     twin = copy.copy(denoiser)
-    for name, value in found.items():
-        object.__setattr__(
-            twin, name, counting(value, tally)
-        )  # beside a module's table of modules, which a copy shares
+    for name, value in vars(denoiser).items():
+        if callable(value) and isinstance(getattr(value, "process", None), Gaussian):
+            setattr(twin, name, counting(value, tally))
     return twin
-
-
-def inner(denoiser: Any) -> dict[str, Any]:
-    """The denoisers that are attributes of a denoiser."""
-    held = {**getattr(denoiser, "__dict__", {}), **getattr(denoiser, "_modules", {})}
-    return {name: value for name, value in held.items() if _is_denoiser(value)}
-
-
-def _is_denoiser(value: Any) -> bool:
-    return callable(value) and isinstance(getattr(value, "process", None), Gaussian)
