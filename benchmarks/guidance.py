@@ -4,7 +4,7 @@ python benchmarks/guidance.py ../shared/data/mnist.npz --budget 10m            #
 python benchmarks/guidance.py ../shared/data/mnist.npz --runs COND UNCOND      # measures runs that are there
 python benchmarks/guidance.py ... --classifier CRUN --judged 1 2 4             # also UNCOND, guided by a classifier of noisy images
 
-The classifier is the one that ornstein ships, trained on real images alone; it gives the features of the Frechet distance too.
+The classifier is the one that ornstein ships, trained on real images; the features of the Frechet distance are its own.
 Calls are network evaluations per sample: a guided step takes two.
 """
 

@@ -35,7 +35,7 @@ def main(run: str = "runs/demo", out: str = "posterior.png") -> None:
     for name, x in (("guided", found.x), ("unguided", free.x)):
         rms = (block.down(x) - y).square().mean().sqrt()
         print(f"{name}: r.m.s. distance of its blocks to the measurement {rms:.3f} (noise {STD})")
-    rows = [x0, block.up(y), found.x, free.x]
+    rows = [x0, block.up(y, x0.shape), found.x, free.x]
     rows = [row.expand(COLUMNS, *row.shape[1:]) for row in rows]
     image_grid(to_uint8_images(model.scaling, model.scaling.decode(torch.cat(rows))), out, columns=COLUMNS)
 

@@ -131,7 +131,7 @@ def test_evaluation_of_guided_samples(place, capsys):
         assert json.loads(capsys.readouterr().out)["calls"] == 4
 
 
-def test_inpainting_keeps_what_is_black(place, sample):
+def test_inpainting_keeps_what_is_black(place, sample, tmp_path, capsys):
     digit = np.load(place / "digit.npy")
     x, result, err = sample("plain", "--inpaint", place / "digit.png", "--mask", place / "mask.png")
     assert (x[:, :, :4] == digit[:, :4]).all()
@@ -152,6 +152,18 @@ def test_inpainting_keeps_what_is_black(place, sample):
     )
     assert again[1]["calls"] == 7  # of the 8 asked: two steps of three, and the landing
     assert (again[0][:, :, :4] == digit[:, :4]).all()
+    usual = [
+        "sample",
+        str(place / "plain"),
+        "-n",
+        "1",
+        "--inpaint",
+        str(place / "digit.npy"),
+        "--mask",
+        str(place / "mask.png"),
+    ]
+    assert main([*usual, "--resamplings", "2", "--out", str(tmp_path / "usual.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["calls"] == 2 * 24 + 1
 
 
 def test_references_and_small_images(place, sample):

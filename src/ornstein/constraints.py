@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
-from ornstein.filters import BlockAverage, Filter
+from ornstein.filters import BlockAverage, LowPass
 from ornstein.noise import Noise
+from ornstein.processes.gaussian import Gaussian
 from ornstein.samplers.base import Sampler
 
 
@@ -73,21 +74,17 @@ class _Replacing:
         process, moved = denoiser.process, x
         for attempt in range(self.resamplings if process.level(s).sigma > 0 else 1):
             x = process.transition(moved, s, t).sample(rng) if attempt else x
-            moved = self._replaced(denoiser, self.sampler.step(denoiser, x, t, s, None, rng)[0], s, rng)
+            moved = self._replaced(process, self.sampler.step(denoiser, x, t, s, None, rng)[0], s, rng)
         return moved, None
 
     def land(self, denoiser: DenoiserLike, x: Tensor, t: float, memory: Any, rng: Noise) -> Tensor:
         """The data from the schedule's first time t, where sigma is above 0, with the reference's part as it is."""
         own = getattr(self.sampler, "land", None)
         x = denoiser(x, t).x0 if own is None else own(denoiser, x, t, None if self.stop <= t else memory, rng)
-        return x if self.stop > 0 else self._merged(x, _of_rows(self.reference, x, rng, "reference"), rng)
+        return x if self.stop > 0 else self._replaced(denoiser.process, x, None, rng)
 
-    def _replaced(self, denoiser: DenoiserLike, x: Tensor, s: float, rng: Noise) -> Tensor:
-        y, process = _of_rows(self.reference, x, rng, "reference"), denoiser.process
-        return self._merged(x, y if process.level(s).sigma == 0 else process.noise(y, s, rng), rng)
-
-    def _merged(self, x: Tensor, y: Tensor, rng: Noise) -> Tensor:
-        """x - phi(x) + phi(y)."""
+    def _replaced(self, process: Gaussian, x: Tensor, s: float | None, rng: Noise) -> Tensor:
+        """x - phi(x) + phi(y_s), y_s ~ q(x_s | x_0 = y); y itself where s is None."""
         raise NotImplementedError
 
 
@@ -106,7 +103,7 @@ class ILVR(_Replacing):
     Raises `ConfigurationError` where the factor does not divide the axes of space, or the reference has another shape than x.
     """
 
-    filter: int | Filter = 4
+    filter: int | LowPass = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,15 +114,26 @@ class ILVR(_Replacing):
     @classmethod
     def super_resolution(cls, sampler: Sampler, low: Tensor, factor: int, resamplings: int = 1) -> "ILVR":
         """Samples whose means of blocks of `factor` values along every axis of space are `low` (k, *d / factor)."""
-        return cls(sampler, BlockAverage(factor).up(low), BlockAverage(factor), resamplings=resamplings)
+        block, lead = BlockAverage(factor), max(1, min(2, low.ndim - 1))
+        shape = (*low.shape[:lead], *(size * factor for size in low.shape[lead:]))
+        return cls(sampler, block.up(low, shape), block, resamplings=resamplings)
 
     @property
-    def _phi(self) -> Filter:
+    def _phi(self) -> LowPass:
         assert not isinstance(self.filter, int)
         return self.filter
 
-    def _merged(self, x: Tensor, y: Tensor, rng: Noise) -> Tensor:
-        return x + self._phi(y - x)
+    def _replaced(self, process: Gaussian, x: Tensor, s: float | None, rng: Noise) -> Tensor:
+        y, phi = _of_rows(self.reference, x, rng, "reference"), self._phi
+        if s is None or process.level(s).sigma == 0:
+            low = phi.down(y - x)
+        elif process.base is None:  # phi of white noise needs no more of it than phi keeps
+            alpha, sigma, _ = process.level(s)
+            low = phi.down(alpha * y - x)
+            low += sigma * phi.std(x.shape) * rng.normal(low.shape, low.dtype)
+        else:
+            low = phi.down(process.noise(y, s, rng) - x)
+        return x + phi.up(low, x.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +161,10 @@ class Inpainting(_Replacing):
             ) from None
         object.__setattr__(self, "missing", ~known)
 
-    def _merged(self, x: Tensor, y: Tensor, rng: Noise) -> Tensor:
+    def _replaced(self, process: Gaussian, x: Tensor, s: float | None, rng: Noise) -> Tensor:
+        y = _of_rows(self.reference, x, rng, "reference")
+        if s is not None and process.level(s).sigma > 0:
+            y = process.noise(y, s, rng)
         return torch.where(_of_rows(self.missing, x, rng, "missing"), x, y)
 
 

@@ -12,6 +12,7 @@ from test_filters import matrix
 import ornstein as orn
 from ornstein import exact
 from ornstein.filters import FILTERS
+from ornstein.processes import Normal as Base
 
 SAMPLERS = {
     "ancestral": orn.Ancestral(),
@@ -60,18 +61,29 @@ def test_one_step_draws_its_two_noises_apart(kind):
     alpha, sigma = level(table, 0.003)
     y, std = numbers(1, size), 0.0087
     denoiser, still = exact.Normal(process, torch.zeros(size).double(), 1.0), orn.ILVR(_Still(std), y, FILTERS[kind](2))
-    zeros = [torch.zeros(size, size).double()] * 2
+    few = FILTERS[kind](2).down(y).shape[1]
+    zeros = [torch.zeros(size, size).double(), torch.zeros(size, few).double()]
     x = torch.eye(size).double()
     plain = still.step(denoiser, torch.zeros_like(x), 0.004, 0.003, None, Fixed(*zeros))[0]
     assert np.allclose(plain, (alpha * phi @ y[0].numpy())[None].repeat(size, 0))
     moved = still.step(denoiser, x, 0.004, 0.003, None, Fixed(*zeros))[0] - plain
     assert np.allclose(moved.T, np.eye(size) - phi)
-    drawn = still.step(denoiser, x.new_zeros(2 * size, size), 0.004, 0.003, None, unit_noise(2, size))[0] - plain[0]
-    own, fresh = drawn[:size].T.numpy(), drawn[size:].T.numpy()
-    assert np.allclose(own, std * (np.eye(size) - phi))
-    assert np.allclose(fresh, sigma * phi)  # the level of s, and another draw
-    reused = np.linalg.norm(own @ fresh.T)  # what the covariance of high and low frequencies would be with one draw
-    assert (reused < 1e-12) == FILTERS[kind].idempotent
+    own = still.step(denoiser, 0 * x, 0.004, 0.003, None, Fixed(x, zeros[1]))[0] - plain
+    assert np.allclose(own.T, std * (np.eye(size) - phi))
+    unit = torch.eye(few).double()
+    fresh = still.step(denoiser, 0 * x[:few], 0.004, 0.003, None, Fixed(0 * x[:few], unit))[0] - plain[:few]
+    assert np.allclose(fresh.T @ fresh, sigma**2 * phi @ phi.T)  # the level of s, and another draw
+    # with a base, the noise of y is that of the whole state
+    based = orn.Gaussian(table, Base(y[0] * 0, torch.linspace(0.5, 2.0, size).double()))
+    whole = still.step(_At(based), 0 * x, 0.004, 0.003, None, Fixed(0 * x, x))[0] - plain
+    assert np.allclose(whole.T @ whole, sigma**2 * phi @ based.base.matrix().numpy() @ phi.T)
+
+
+class _At:
+    """A denoiser of which only the process is asked."""
+
+    def __init__(self, process) -> None:
+        self.process = process
 
 
 def test_the_checks_a28_and_a30_of_the_equations():

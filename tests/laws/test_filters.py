@@ -53,7 +53,15 @@ def test_on_vectors_series_and_images(kind, n):
     assert torch.allclose(phi(x), high @ x @ wide.T, atol=1e-12)
     assert torch.allclose(phi(x[:, :, 0]), x[:, :, 0] @ wide.T, atol=1e-12)
     assert torch.allclose(phi(x[:, 0, 0]), x[:, 0, 0] @ wide.T, atol=1e-12)
-    assert phi(x.half()).dtype == torch.float16
+    assert phi(x.float()).dtype == torch.float32
+    for some in (x, x[:, :, 0], x[:, 0, 0]):
+        whole = torch.eye(some[0].numel()).double().reshape(-1, *some.shape[1:])
+        white = phi.down(whole).flatten(1)
+        assert torch.allclose(
+            white.T @ white, phi.std(some.shape) ** 2 * torch.eye(white.shape[1]).double(), atol=1e-12
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (phi(x.float()) - phi(x)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", FILTERS)

@@ -42,7 +42,9 @@ class SamplingOptions:
     """Recipe of a step: Heun, "Heun(churn=0.1)", Euler, RK4, "RK45(rtol=1e-4)" (adaptive), Ancestral, "Ancestral(eta=0)",
     "Singlestep(2)", StochasticHeun, "PredictorCorrector(Ancestral(), Langevin())", or Multistep, of which
     "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M) and "Multistep(3, 'x0', corrector=True)" UniPC."""
-    steps: Annotated[int | None, arg(**hint())] = None
+    steps: Annotated[
+        int | None, arg(**hint(f"default: as --calls has it; {CALLS} with --inpaint, --reference, --upscale"))
+    ] = None
     """Steps of the sampler; this or --calls."""
     calls: Annotated[int | None, arg(**hint(f"default: as `ornstein bench RUN --error` found, else {CALLS}"))] = None
     """Network evaluations per sample, at most: one a step, two with Heun."""
@@ -103,11 +105,14 @@ def choose(
         if found is not None:
             return found
     named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
+    steps = options.steps
     if steering.wrap is not None:  # which drops a multistep sampler's memory
         named = steering.wrap(named or Ancestral())
+        if steps is None and options.calls is None:  # each is made as often as --resamplings says
+            steps = CALLS
     if options.grid is not None and steering.begin < 1:
         raise ConfigurationError("got --grid with --init, whose times begin at --strength; leave --grid out")
-    sampler, grid = recipe(denoiser, named, options.steps, options.calls, begin=steering.begin)
+    sampler, grid = recipe(denoiser, named, steps, options.calls, begin=steering.begin)
     if options.grid is not None and math.isinf(sampler.stages):
         raise ConfigurationError(f"got --grid with {sampler}, whose steps are its own; leave it out")
     if options.grid is not None:
