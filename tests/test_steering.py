@@ -233,4 +233,6 @@ def test_steering_that_cannot_be(refused):
     refused(["plain", "--init", "digit.png", "--strength", 1.5], "--strength 1.5", "at most 1")
     refused(["plain", "--init", "digit.png", "--grid", "karras"], "--grid with --init")
     refused(["plain", "--init", "nowhere.png"], "nowhere.png does not exist")
+    refused(["plain", "--interpolate", "digit.npy", "digit.npy", "--init", "digit.npy"], "--interpolate with")
+    refused(["plain", "--interpolate", "digit.npy", "digit.npy", "-n", 1], "n=1", "at least 2")
     refused(["toy", "--reference", "digit.png"], "digit.png", ".npy")

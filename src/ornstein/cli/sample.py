@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli.common import Outcome, hint, parse
+from ornstein.cli.common import Outcome, hint, parse, rank
 from ornstein.cli.drawing import SamplingOptions, Unfinished, choose, draw
 from ornstein.cli.guiding import GuidanceOptions, guided
 from ornstein.cli.outputs import destination, write, write_arrays
@@ -75,7 +75,11 @@ def main(argv: list[str]) -> Outcome:
     cond, n = _condition(options, model, path)
     labels = None if options.cond is not None else cond
     if options.interpolate is not None:
-        return _interpolated(options, model, path, cond, n)
+        if options.steering != SteeringOptions():
+            raise ConfigurationError("got --interpolate with --inpaint, --init or the like, expected one of them")
+        outcome = _interpolated(options, model, denoiser, path, cond, n)
+        group.leave()
+        return outcome
     chosen = choose(model, options.run, options.sampling, denoiser, steering)
     with together(group, lambda: f"No file was written; start again to have {path}"):
         try:
@@ -158,8 +162,10 @@ def _given(options: Options, model: "Model") -> "tuple[Tensor, int]":
     return cond[:n], n
 
 
-def _interpolated(options: Options, model: "Model", path: Path, cond: "Tensor | None", n: int) -> Outcome:
-    """Write the way between two images."""
+def _interpolated(
+    options: Options, model: "Model", denoiser: Any, path: Path, cond: "Tensor | None", n: int
+) -> Outcome:
+    """Write the way between two images. Of several processes each finds it, and the first one writes."""
     import time
 
     from ornstein.editing import interpolate
@@ -168,8 +174,9 @@ def _interpolated(options: Options, model: "Model", path: Path, cond: "Tensor | 
     a, b = (read_raw(model, end)[:1] for end in options.interpolate)
     began = time.perf_counter()
     given = None if cond is None or options.class_ is None else cond[:1]
-    x = interpolate(model, a, b, n, cond=given)[0]
-    write(path, x, None, model)
+    x = interpolate(denoiser, a, b, n, cond=given)[0]
+    if rank() == 0:
+        write(path, x, None, model)
     seconds = time.perf_counter() - began
     result = {"run": str(options.run), "out": str(path), "n": n, "step": model.step, "seconds": round(seconds, 3)}
     ends = " to ".join(map(str, options.interpolate))
