@@ -99,6 +99,9 @@ def test_masks(tmp_path):
         assert missing.shape == (1, *scaling.shape)
         assert np.array_equal(missing[0, -1], mask > 0)
         assert notes == []
+    fine = mask.repeat(3, 0).repeat(3, 1)
+    fine[11, :] = 255  # of three rows that become one, the middle one counts
+    assert not read_mask(saved(tmp_path, fine), GREY)[0][0, 0, 3].any()
     soft = mask.copy()
     soft[0, :2] = 127, 128
     missing, notes = read_mask(saved(tmp_path, soft), GREY)
@@ -115,6 +118,7 @@ def test_masks(tmp_path):
         (mask * 0 + 255, "x.png", GREY, "marks everything"),
         (mask[:4], "x.png", GREY, "4 x 8, expected 8 x 8"),
         (held.astype(float), "m.npy", SERIES, "expected truth values"),
+        (mask, "x.png", SERIES, "expected a .npy or .npz file of truth values"),
     ):
         with pytest.raises(DataError, match=said):
             read_mask(saved(tmp_path, pixels, name), scaling)

@@ -27,7 +27,7 @@ TINY = [
     "--grid-every",
     "0",
 ]
-FEW = ["-n", "3", "--calls", "8"]
+FEW = ["--calls", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def sample(place, capsys, tmp_path):
     def run(run, *argv):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
         capsys.readouterr()
-        assert main(["sample", str(place / run), *FEW, *map(str, argv), "--out", str(out), "--json"]) == 0
+        few = [] if "--interpolate" in argv else FEW
+        assert main(["sample", str(place / run), "-n", "3", *few, *map(str, argv), "--out", str(out), "--json"]) == 0
         said, err = capsys.readouterr()
         with np.load(out) as file:
             return file["samples"], json.loads(said), err
@@ -199,6 +200,54 @@ def test_interpolation(place, sample):
     assert x.shape == (3, 8, 8)
     assert np.abs(x.astype(int) - np.load(place / "digit.npy").astype(int)).max() <= 1
     assert result["n"] == 3
+    guided = ["--interpolate", place / "digit.npy", place / "digit.npy", "--class", 1, "--guidance", 3]
+    assert np.abs(sample("labels", *guided)[0].astype(int) - np.load(place / "digit.npy").astype(int)).max() <= 1
+
+
+def test_a_classifier_names_the_classes_of_a_model_without_labels(place, capsys, tmp_path):
+    """The same images without labels: the classes are those of the classifier."""
+    data = load_dataset("digits", seed=0)
+    arrays = {"x_train": data.train.numpy(), "x_test": data.test.numpy()}
+    np.savez(tmp_path / "bare.npz", **arrays)
+    labels = {"y_train": data.train_labels.numpy() % 3, "y_test": data.test_labels.numpy() % 3}
+    np.savez(tmp_path / "named.npz", **arrays, **labels)
+    for name in ("bare", "named"):
+        assert main(["train", str(tmp_path / f"{name}.npz"), *TINY, "--out", str(tmp_path / name)]) == 0
+    encoder = "UNetEncoder(widths=(8,), blocks=1, attention=0)"
+    argv = ["--steps", "3", "--network", encoder, "--out", str(tmp_path / "judge")]
+    assert main(["train-classifier", str(tmp_path / "named"), *argv]) == 0
+    argv = ["sample", str(tmp_path / "bare"), "-n", "4", "--calls", "4", "--classifier", str(tmp_path / "judge")]
+    for more in (["--out", "a.png"], ["--out", "a.npz"], ["--out", "folder"], ["--class", "2", "--out", "b.npz"]):
+        assert main([*argv, *more[:-1], str(tmp_path / more[-1])]) == 0
+    capsys.readouterr()
+    assert main([*argv, "--class", "7", "--out", str(tmp_path / "c.npz")]) == 2
+    assert "no class '7'; the classes are 0, 1, 2" in capsys.readouterr().err
+    based = ["train", str(tmp_path / "named.npz"), *TINY, "--prior", "data-diagonal", "--out", str(tmp_path / "based")]
+    assert main(based) == 0
+    argv[1] = str(tmp_path / "based")
+    assert main([*argv, "--out", str(tmp_path / "d.npz")]) == 2
+    assert "trained on other noise" in capsys.readouterr().err
+
+
+def test_a_model_of_arrays_takes_no_classifier(place, capsys, tmp_path):
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=draw.normal(size=(60, 2)), y=np.arange(60) % 2, cond=draw.normal(size=(60, 3)))
+    argv = [
+        "train",
+        str(tmp_path / "x.npz"),
+        "--preset",
+        "none",
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--condition",
+        "arrays",
+    ]
+    assert main([*argv, "--network", "MLP(width=8, depth=1)", "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["train-classifier", str(tmp_path / "run")]) == 2
+    assert "takes those and no class" in capsys.readouterr().err
 
 
 def test_guidance_that_cannot_be(refused):
@@ -235,4 +284,7 @@ def test_steering_that_cannot_be(refused):
     refused(["plain", "--init", "nowhere.png"], "nowhere.png does not exist")
     refused(["plain", "--interpolate", "digit.npy", "digit.npy", "--init", "digit.npy"], "--interpolate with")
     refused(["plain", "--interpolate", "digit.npy", "digit.npy", "-n", 1], "n=1", "at least 2")
+    refused(["plain", "--interpolate", "digit.npy", "digit.npy", "--calls", 3], "--calls with --interpolate")
+    refused(["labels", "--interpolate", "digit.npy", "digit.npy", "--guidance", 2], "--class with it")
+    refused(["toy", "--upscale", "digit.png"], "model of vectors", "images or series")
     refused(["toy", "--reference", "digit.png"], "digit.png", ".npy")

@@ -37,6 +37,7 @@ class _Replacing:
 
     order = 0
     stochastic = True
+    constrains = True
 
     reference: Tensor = field(repr=False)
     resamplings: int = field(default=1, kw_only=True)

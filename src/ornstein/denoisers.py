@@ -41,9 +41,11 @@ class DenoiserLike(Protocol):
 class Wrapper:
     """Base of the denoisers that wrap others: in all but the estimate they are what they wrap, a `Model` too.
 
-    A guidance of your own is a subclass with a `__call__`, which asks `self.denoiser` (and others that it holds) as often as it
-    likes: samplers count the network evaluations in them, on copies of the wrapper, so it keeps no state of its own.
+    A guidance of your own is a subclass with a `__call__`, which asks `self.denoiser`, and others whose attributes it names in
+    `holds`, as often as it likes: samplers count the network evaluations in them, on copies of the wrapper, so it keeps no state.
     """
+
+    holds: tuple[str, ...] = ("denoiser",)
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser = denoiser
@@ -190,7 +192,7 @@ class Retargeted(Wrapper):
     """
 
     def __init__(self, denoiser: DenoiserLike, process: Gaussian) -> None:
-        if denoiser.process.base is not process.base:
+        if denoiser.process.base != process.base:
             raise ConfigurationError(
                 "got processes with different bases, expected one base: only schedules are exchanged"
             )

@@ -66,6 +66,7 @@ def sdedit(
         raise ConfigurationError(f"got strength={strength}, expected a time above 0 (nothing changes) and at most 1")
     n = len(x) if n is None else n
     sampler, grid = recipe(denoiser, sampler, steps, calls, begin=strength)
+    grid[0] = strength
     start = noised_start(denoiser, x, strength, n, cond, seed)
     return sample(denoiser, sampler, start=start, grid=grid, cond=cond, seed=seed, batch_size=batch_size)
 

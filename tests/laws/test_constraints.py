@@ -184,17 +184,19 @@ def test_replacement_is_biased_and_resampling_mends_it():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_known_places_come_back_as_they_are(sampler):
     process = orn.Gaussian(SCHEDULES["edm"])
-    denoiser, y = exact.Normal(process, torch.zeros(1, 4, 4).double(), 0.7), numbers(2, 1, 4, 4, dtype=torch.float32)
+    denoiser, y = exact.Normal(process, torch.zeros(1, 4, 4).double(), 0.7), numbers(3, 1, 4, 4, dtype=torch.float32)
     missing = torch.zeros(1, 4, 4, dtype=torch.bool)
     missing[:, :, 2:] = True
     constrained = orn.Inpainting(SAMPLERS[sampler], y, missing)
     whole = orn.sample(denoiser, constrained, n=5, steps=5)
     for i in range(5):
-        assert torch.equal(whole.x[i][~missing], y[i % 2][~missing])
-    assert (whole.x[0] - whole.x[2]).abs()[missing].min() > 1e-4
+        assert torch.equal(whole.x[i][~missing], y[i % 3][~missing])
+    assert (whole.x[0] - whole.x[3]).abs()[missing].min() > 1e-4
     if sampler != "adaptive":  # whose steps are each example's own, but its rounding is not
         parts = orn.sample(denoiser, constrained, n=5, steps=5, batch_size=2)
         assert torch.allclose(parts.x, whole.x, atol=1e-5)
+        later = orn.sample(denoiser, constrained, n=2, steps=5, first=2)
+        assert torch.allclose(later.x, whole.x[2:4], atol=1e-5)
 
 
 def test_super_resolution_keeps_the_means():
@@ -210,6 +212,11 @@ def test_calls_range_and_memory():
     for resamplings, calls in ((1, 6), (3, 3 * 5 + 1)):
         assert orn.sample(spy, orn.ILVR(orn.Ancestral(), y, 2, resamplings=resamplings), n=2, steps=6).calls == calls
     assert orn.sample(spy, orn.ILVR(orn.Ancestral(), y, 2, resamplings=3), n=2, calls=16).calls == 16
+    assert (
+        orn.sample(spy, orn.ILVR(orn.Ancestral(), y, 2, resamplings=10), n=2).calls == 10 * 24 + 1
+    )  # 25 steps by default
+    adaptive = orn.sample(spy, orn.ILVR(orn.RK45(), y, 2), n=2, trajectory=1)
+    assert len(adaptive.trajectory) == 26
     free = orn.sample(spy, orn.Multistep(3), n=2, steps=6).x
     outside = orn.ILVR(orn.Multistep(3), y, 2, start=1e-9, stop=1e-9)  # never within: the sampler as it is, memory too
     assert torch.equal(orn.sample(spy, outside, n=2, steps=6).x, free)
@@ -218,6 +225,10 @@ def test_calls_range_and_memory():
     assert late.got[0] is None
     assert {"mine", None} == set(late.got[1:])  # kept while nothing is constrained, then dropped
     assert late.got.index(None, 1) > 1
+    landed = _Landing()
+    orn.sample(spy, orn.ILVR(landed, y, 2, start=0.5), n=2, steps=6)
+    orn.sample(spy, orn.ILVR(landed, y, 2, start=1e-9, stop=1e-9), n=2, steps=6)
+    assert landed.landed == [None, "mine"]  # what the constraint moved the state off is no memory to land by
     stopped = orn.sample(spy, orn.ILVR(orn.Ancestral(), y, 2, stop=0.3), n=2, steps=6).x
     assert 1e-3 < (orn.BlockAverage(2)(stopped) - orn.BlockAverage(2)(y)).abs().max() < 3
 
@@ -232,6 +243,18 @@ class _Remembering(orn.Ancestral):
     def step(self, denoiser, x, t, s, memory, rng):
         self.got.append(memory)
         return super().step(denoiser, x, t, s, None, rng)[0], "mine"
+
+
+class _Landing(_Remembering):
+    """The same, which notes what it lands with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "landed", [])
+
+    def land(self, denoiser, x, t, memory, rng):
+        self.landed.append(memory)
+        return denoiser(x, t).x0
 
 
 Y = torch.zeros(1, 1, 8, 8)

@@ -42,11 +42,32 @@ def test_sdedit_begins_at_the_noised_example(name):
         assert torch.allclose(again.x, found.x[:3], atol=1e-5)
 
 
+def test_interpolation_of_a_guided_model(tmp_path):
+    """Raw data in and out, through a wrapper that changes nothing."""
+    scaling = orn.Scaling((2,), "plain", (5.0, -3.0), (0.1, 2.0), None, "float64", 1.0)
+    denoiser = exact.Normal(orn.Gaussian(orn.LinearVP()), torch.zeros(2).double(), 1.0)
+    model = orn.Model(denoiser, scaling, (), {}, 1)
+    raw = torch.tensor([[8.0, -2.5]]).double(), torch.tensor([[1.0, -3.3]]).double()
+    same = orn.ClassifierGuidance(model, lambda x, t, y: (0 * x).sum(1))
+    ways = [orn.interpolate(m, *raw, n=3) for m in (model, same)]
+    assert torch.allclose(*ways, atol=1e-6)
+    assert torch.allclose(ways[0][:, 0], raw[0], atol=0.05)
+    z = orn.encode(same, raw[0]).x
+    assert torch.allclose(orn.decode(same, z).x, raw[0], atol=0.05)
+
+
 def test_weak_edits_stay_and_strong_ones_forget():
     denoiser = exact.Normal(orn.Gaussian(SCHEDULES["linear"]), torch.zeros(4).double(), 1.0)
     x = 3 * torch.ones(1, 4).double()
     assert (orn.sdedit(denoiser, x, 0.02, calls=5).x - x).abs().max() < 0.3
     assert orn.sdedit(denoiser, x, 1.0, n=50).x.mean().abs() < 0.3
+
+
+@pytest.mark.parametrize("schedule", [orn.GeometricVE(0.01, 200.0), orn.RectifiedFlow()])
+def test_strength_one_begins_at_noise(schedule):
+    denoiser = exact.Normal(orn.Gaussian(schedule), torch.zeros(2).double(), 1.0)
+    x = orn.sdedit(denoiser, torch.zeros(1, 2).double(), 1.0, orn.Heun(), n=500, steps=60).x
+    assert x.std() == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_strength_is_a_time_with_noise():

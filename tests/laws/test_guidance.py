@@ -241,6 +241,53 @@ def test_a_wrapper_of_the_users_own_is_counted_within_and_other_objects_are_left
     assert orn.sample(spy, n=2, steps=4).calls == spy.made == 4
 
 
+def test_what_a_wrapper_holds_may_be_callable_and_know_its_process():
+    class LogProb:
+        process = orn.Gaussian(orn.CosineVP())
+
+        def __call__(self, x_t, t, y):
+            return -x_t.square().sum(1)
+
+    plain = exact.Normal(LogProb.process, torch.zeros(2).double(), 1.0)
+    for guided in (
+        orn.ClassifierGuidance(plain, LogProb()),
+        orn.PosteriorSampling(plain, lambda x, y: -x.square().sum(1)),
+    ):
+        for start in (None, torch.ones(2, 2).double()):  # from t = 1, where sigma / alpha is above 1000
+            assert orn.sample(guided, n=2, calls=10, start=start).calls == 10
+
+
+def test_rows_that_the_caller_drops_stay_dropped():
+    pair = Pair(orn.Gaussian(orn.CosineVP()), (1.0, 0.3), (0.0, 1.4))
+    x, keep = numbers(3, 1), torch.tensor([True, False, True])
+    guided = orn.ClassifierFreeGuidance(pair, 3.0)(x, 0.4, torch.zeros(3), keep)
+    given, whole = (law(x, 0.4).x0 for law in pair.laws)
+    assert torch.allclose(guided.x0, torch.where(keep[:, None], whole + 3 * (given - whole), whole), atol=1e-9)
+
+
+def test_rescaling_about_the_mean_of_the_base():
+    process = orn.Gaussian(orn.LinearVP(), Base(MU, SIGMA["diagonal"].diagonal()))
+    given, whole, x = exact.Normal(process, M, C), exact.Normal(process, M, 3 * C), numbers(4, D)
+    found = orn.Autoguidance(given, whole, 2.5, rescale=1.0)(x, 0.5).x0 - MU
+    free = orn.Autoguidance(given, whole, 2.5)(x, 0.5).x0 - MU
+    wanted = (given(x, 0.5).x0 - MU).std(1, keepdim=True) / free.std(1, keepdim=True) * free
+    assert torch.allclose(found, wanted, atol=1e-9)
+
+
+def test_a_guide_of_the_same_prior_by_other_tensors():
+    laws = [Base(MU.clone(), SIGMA["full"].clone()) for _ in range(2)]
+    strong, weak = (exact.Normal(orn.Gaussian(orn.LinearVP(), law), M, C) for law in laws)
+    x = numbers(2, D)
+    assert torch.allclose(orn.Autoguidance(strong, weak, 2.0)(x, 0.5).x0, strong(x, 0.5).x0)
+    retargeted = orn.Retargeted(weak, orn.Gaussian(orn.CosineVP(), laws[0]))
+    assert torch.isfinite(retargeted(x, 0.5).x0).all()
+    assert Base(MU, SIGMA["full"]) != Base(MU + 1, SIGMA["full"])
+    assert Base(MU, SIGMA["full"]) != Base(MU, SIGMA["diagonal"].diagonal())
+    by_class = [orn.ByClass(Base.each(torch.zeros(2, 3), torch.full((2, 3), v))) for v in (1.0, 1.0, 2.0)]
+    assert by_class[0] == by_class[1] != by_class[2]
+    assert len({*by_class}) == 2
+
+
 def test_rescaling_brings_back_the_spread_of_the_conditional_model():
     process, x = orn.Gaussian(orn.LinearVP()), numbers(3, 6)
     given, whole = (exact.Normal(process, torch.zeros(6).double(), v) for v in (0.3, 2.0))
@@ -306,5 +353,7 @@ def test_bad_guidance_is_refused():
     check_refusal(lambda: orn.Autoguidance(PLAIN, other), "CosineVP", "Retargeted")
     based = exact.Normal(orn.Gaussian(orn.LinearVP(), Base(MU, SIGMA["full"])), M, C)
     check_refusal(lambda: orn.Autoguidance(PLAIN, based), "guide of", "that of the model")
+    with_labels, without = (orn.Denoiser(orn.MLP(2, 8, 1, classes=k), PROCESS) for k in (3, 0))
+    check_refusal(lambda: orn.Autoguidance(with_labels, without), "without a condition", "trained with it")
     for log_prob, got in ((lambda x, t, y: x, "(2, 3)"), (lambda x, t, y: x.detach().sum(1), "autograd cannot follow")):
         check_refusal(lambda f=log_prob: orn.ClassifierGuidance(PLAIN, f)(x, 0.5, None), got, "expected")

@@ -105,14 +105,13 @@ def choose(
         if found is not None:
             return found
     named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
-    steps = options.steps
     if steering.wrap is not None:  # which drops a multistep sampler's memory
         named = steering.wrap(named or Ancestral())
-        if steps is None and options.calls is None:  # each is made as often as --resamplings says
-            steps = CALLS
     if options.grid is not None and steering.begin < 1:
         raise ConfigurationError("got --grid with --init, whose times begin at --strength; leave --grid out")
-    sampler, grid = recipe(denoiser, named, steps, options.calls, begin=steering.begin)
+    sampler, grid = recipe(denoiser, named, options.steps, options.calls, begin=steering.begin)
+    if steering.init is not None:
+        grid[0] = steering.begin
     if options.grid is not None and math.isinf(sampler.stages):
         raise ConfigurationError(f"got --grid with {sampler}, whose steps are its own; leave it out")
     if options.grid is not None:

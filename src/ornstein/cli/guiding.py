@@ -62,6 +62,11 @@ def guided(model: "Model", options: GuidanceOptions) -> Any:
             )
         classifier = checkpoints.load_classifier(options.classifier, device)
         _check_same(model, classifier.process, classifier.scaling, f"--classifier {options.classifier}")
+        if model.conditioning is not None:
+            raise ConfigurationError(
+                f"got --classifier {options.classifier} for a model trained with --condition arrays, which takes no class; "
+                "expected one trained with --condition labels, or without a condition"
+            )
         given = bool(model.denoiser.conditional)
         if given and tuple(classifier.classes) != model.classes:
             raise ConfigurationError(
@@ -72,9 +77,18 @@ def guided(model: "Model", options: GuidanceOptions) -> Any:
     return ClassifierFreeGuidance(model, scale if scale is not None else 2.0, interval, rescale)
 
 
+def classes_of(model: "Model", options: GuidanceOptions) -> tuple[str, ...]:
+    """The classes that --class names: those of the classifier where the model itself takes none."""
+    from ornstein.logs import read_config
+
+    if options.classifier is None or model.denoiser.conditional:
+        return model.classes
+    return tuple(read_config(options.classifier)["model"]["classes"])
+
+
 def _check_same(model: "Model", process: Any, scaling: Any, name: str) -> None:
     """Raise `ConfigurationError` where another run's data or noise are not the model's."""
-    if process.schedule != model.process.schedule or scaling != model.scaling:
+    if process != model.process or scaling != model.scaling:
         what = "noise" if scaling == model.scaling else "data"
         raise ConfigurationError(
             f"got {name}, which was trained on other {what} than the run, expected one on the same data with the same "

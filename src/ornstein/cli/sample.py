@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse, rank
 from ornstein.cli.drawing import SamplingOptions, Unfinished, choose, draw
-from ornstein.cli.guiding import GuidanceOptions, guided
+from ornstein.cli.guiding import GuidanceOptions, classes_of, guided
 from ornstein.cli.outputs import destination, write, write_arrays
 from ornstein.cli.steering import SteeringOptions, read_raw, steer
 from ornstein.errors import ConfigurationError, NumericalError
@@ -73,11 +73,9 @@ def main(argv: list[str]) -> Outcome:
     path = group.same(destination(options.out, options.run, model, options.overwrite))
     denoiser, steering = guided(model, options.guidance), steer(model, options.steering)
     cond, n = _condition(options, model, path)
-    labels = None if options.cond is not None else cond
+    labels = cond if options.cond is None and classes_of(model, options.guidance) == model.classes else None
     if options.interpolate is not None:
-        if options.steering != SteeringOptions():
-            raise ConfigurationError("got --interpolate with --inpaint, --init or the like, expected one of them")
-        outcome = _interpolated(options, model, denoiser, path, cond, n)
+        outcome = _interpolated(options, model, denoiser, path, cond)
         group.leave()
         return outcome
     chosen = choose(model, options.run, options.sampling, denoiser, steering)
@@ -137,13 +135,14 @@ def _condition(options: Options, model: "Model", path: Path) -> "tuple[Tensor | 
                 "--condition labels, or give a --classifier"
             )
         return None, n
-    count, name = len(model.classes), options.class_
+    classes, counts, name = classes_of(model, options.guidance), model.config["data"]["class_counts"], options.class_
+    own = classes == model.classes and len(counts) == len(classes)
     if name is None:
-        in_turn = path.suffix.lower() == ".png"
-        return torch.arange(n) % count if in_turn else model.labels(n), n
-    by_number = name not in model.classes and name.isdecimal() and int(name) < count
-    index = int(name) if by_number else class_index(model.classes, name)
-    if model.config["data"]["class_counts"][index] == 0:
+        in_turn = path.suffix.lower() == ".png" or not own
+        return torch.arange(n) % len(classes) if in_turn else model.labels(n), n
+    by_number = name not in classes and name.isdecimal() and int(name) < len(classes)
+    index = int(name) if by_number else class_index(classes, name)
+    if own and counts[index] == 0:
         raise ConfigurationError(f"got --class {name}, a class that the model never saw: training had no example of it")
     return torch.full((n,), index), n
 
@@ -162,18 +161,25 @@ def _given(options: Options, model: "Model") -> "tuple[Tensor, int]":
     return cond[:n], n
 
 
-def _interpolated(
-    options: Options, model: "Model", denoiser: Any, path: Path, cond: "Tensor | None", n: int
-) -> Outcome:
+def _interpolated(options: Options, model: "Model", denoiser: Any, path: Path, cond: "Tensor | None") -> Outcome:
     """Write the way between two images. Of several processes each finds it, and the first one writes."""
     import time
 
     from ornstein.editing import interpolate
+    from ornstein.processes import ByClass
 
     assert options.interpolate is not None
+    if options.steering != SteeringOptions():
+        raise ConfigurationError("got --interpolate with --inpaint, --init or the like, expected one of them")
+    for name in ("sampler", "steps", "calls", "grid", "threshold"):
+        if getattr(options.sampling, name) is not None:
+            raise ConfigurationError(f"got --{name} with --interpolate, which goes along the ODE in steps of its own")
+    n, chosen = options.n or POINTS, options.class_ is not None or options.cond is not None
+    if not chosen and (denoiser is not model or isinstance(model.process.base, ByClass)):
+        raise ConfigurationError("got --interpolate of a model that needs a class, expected --class with it")
     a, b = (read_raw(model, end)[:1] for end in options.interpolate)
     began = time.perf_counter()
-    given = None if cond is None or options.class_ is None else cond[:1]
+    given = cond[:1] if cond is not None and chosen else None
     x = interpolate(denoiser, a, b, n, cond=given)[0]
     if rank() == 0:
         write(path, x, None, model)

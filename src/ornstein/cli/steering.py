@@ -90,20 +90,27 @@ def _constraint(model: "Model", options: SteeringOptions) -> "Callable[[Sampler]
     if options.inpaint is None and options.reference is None and options.upscale is None:
         return None
     scaling, until, again = _scaling(model), options.until, options.resamplings
+    device = next(iter(model.parameters())).device  # where they are used at every step
     wrap: Callable[[Sampler], Sampler]
     if options.inpaint is not None:
         assert options.mask is not None
-        known, missing = scaling.encode(_read(options.inpaint, scaling)), _read_mask(options.mask, scaling)
+        known = scaling.encode(_read(options.inpaint, scaling)).to(device)
+        missing = _read_mask(options.mask, scaling).to(device)
         wrap = partial(Inpainting, reference=known, missing=missing, stop=until, resamplings=again)
     elif options.reference is not None:
-        reference, phi = scaling.encode(_read(options.reference, scaling)), FILTERS[options.filter](options.factor)
+        reference, phi = (
+            scaling.encode(_read(options.reference, scaling)).to(device),
+            FILTERS[options.filter](options.factor),
+        )
         wrap = partial(ILVR, reference=reference, filter=phi, stop=until, resamplings=again)
     else:
         assert options.upscale is not None
+        if len(scaling.shape) < 2:
+            raise ConfigurationError("got --upscale for a model of vectors, expected one of images or series")
         BlockAverage(options.factor).check(scaling.shape)
         channels, *space = scaling.shape
         small = replace(scaling, shape=(channels, *(size // options.factor for size in space)))
-        low = small.encode(_read(options.upscale, small))
+        low = small.encode(_read(options.upscale, small)).to(device)
         wrap = partial(ILVR.super_resolution, low=low, factor=options.factor, resamplings=again)
     wrap(Ancestral())
     return wrap

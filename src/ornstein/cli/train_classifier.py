@@ -91,6 +91,11 @@ def _check(run: Path, config: dict[str, Any]) -> None:
     """Raise an error where a run is none that a classifier can guide."""
     if config["model"].get("kind") == "classifier":
         raise ConfigurationError(f"got {run}, which is a classifier, expected the run of the model that it is to guide")
+    if config["options"]["model"]["condition"] == "arrays":
+        raise ConfigurationError(
+            f"got {run}, trained with --condition arrays, whose network takes those and no class; expected a run with "
+            "--condition labels, or without a condition"
+        )
     if not config["data"]["class_counts"]:
         raise DataError(
             f"got {run}, whose data ({config['options']['data']}) have no labels to tell apart; expected a run on data with "

@@ -75,6 +75,10 @@ def read_mask(path: Path, scaling: Scaling | TableScaling) -> tuple[Tensor, list
         missing = missing.movedim(-1, 0) if scaling.layout in ("hwc", "lc") else missing
         missing = missing.reshape(scaling.shape)
     else:
+        if not scaling.is_image:
+            raise DataError(
+                f"got {path} for a model of {scaling.raw_shape} numbers, expected a .npy or .npz file of truth values"
+            )
         store, number = next(iter(_pictures(path)))
         grey = _resized(_grey(decode(store, number)), store.called(number), scaling, notes, nearest=True)
         between = int(((grey > 0) & (grey < WHITE)).sum())

@@ -83,8 +83,10 @@ class Autoguidance(Guidance):
             another schedule comes in by `Retargeted`.
         scale, interval, rescale: as of `ClassifierFreeGuidance`; two calls within the interval.
 
-    Raises `ConfigurationError` where the processes differ.
+    Raises `ConfigurationError` where the processes differ, or the model takes a condition and the guide none.
     """
+
+    holds = ("denoiser", "guide")
 
     def __init__(
         self,
@@ -99,6 +101,10 @@ class Autoguidance(Guidance):
             raise ConfigurationError(
                 f"got a guide of {guide.process}, expected that of the model, {denoiser.process}: "
                 "Retargeted(guide, model.process) where the schedules differ"
+            )
+        if innermost(denoiser, "conditional") and innermost(guide, "conditional") is False:
+            raise ConfigurationError(
+                "got a guide without a condition for a conditional model, which it is asked with; expected one trained with it"
             )
         self.guide, self.rescale = guide, _checked_rescale(rescale)
 
@@ -134,7 +140,7 @@ def _extrapolated(strong: Estimate, weak: Tensor, weight: Number, rescale: float
 
 def _std(x: Tensor) -> Tensor:
     """The standard deviation within each example, beside it (b, 1, ..., 1)."""
-    return x.flatten(1).std(1).reshape(-1, *(1,) * (x.ndim - 1))
+    return x.flatten(1).std(1, correction=0).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _checked_rescale(rescale: float) -> float:

@@ -73,7 +73,7 @@ class PosteriorSampling(Guidance):
         log_likelihood: log p(cond | x_0) in nats, (b,), of (x_0, cond), x_0 in model units.
         scale, interval, conditional: as of `ClassifierGuidance`.
 
-    One call of the denoiser, and a pass back through it, which is not counted; two where sigma / alpha is above 1000.
+    One call of the denoiser, and a pass back through it, which is not counted. Beyond sigma / alpha = 1000 nothing is guided.
     """
 
     plain = 0.0
@@ -94,15 +94,19 @@ class PosteriorSampling(Guidance):
         given, weight = cond if self.shown else None, self.weight(t)
         if isinstance(weight, float) and weight == 0:
             return self.denoiser(x_t, t, given, keep)
-        place, follow = _place(self.process.given(cond), x_t, t), x_t.requires_grad
+        follow = x_t.requires_grad
         with torch.enable_grad():
-            estimate = self.denoiser(place.x, place.t, given, keep)
-            gradient = _gradient(self.log_likelihood(estimate.x0, cond), place.x, "log_likelihood", follow)
-        if place.t is not t:
-            estimate = self.denoiser(x_t, t, given, keep)
-        elif not follow:
-            estimate = replace(estimate, x_t=x_t, value=estimate.value.detach())
-        return estimate.shifted(place.change(gradient, weight))
+            x = x_t if follow else x_t.detach().requires_grad_()
+            estimate = self.denoiser(x, t, given, keep)
+            gradient = _gradient(self.log_likelihood(estimate.x0, cond), x, "log_likelihood", follow)
+        if not follow:
+            fraction = None if estimate.fraction is None else estimate.fraction.detach()
+            estimate = replace(estimate, x_t=x_t, value=estimate.value.detach(), fraction=fraction)
+        near = as_time(self.process.level(t).log_snr) >= -2 * math.log(FAR)
+        if not near.any():  # where x_0_hat hardly depends on x_t
+            return estimate
+        weight = weight if near.all() else torch.where(near, weight, 0.0)
+        return estimate.shifted(_Place(estimate.process, x_t, t).change(gradient, weight))
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,7 @@ def decode(
     """The examples of latents z = x_1 (n, *d): in model units, or raw data from a `Model`. The inverse of `encode`."""
     began = time.perf_counter()
     scaling: Any = getattr(denoiser, "scaling", None)
-    inner = denoiser if scaling is None else getattr(denoiser, "denoiser", denoiser)
-    examples = Examples.of(inner, z, cond)
+    examples = Examples.of(denoiser, z, cond, in_model_units=True)
     solver = solver or usual_solver(examples)
     decoded, calls = [], []
     for batch in examples.batches(batch_size):

@@ -39,9 +39,12 @@ class Examples:
     device: torch.device
 
     @classmethod
-    def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Condition | None) -> "Examples":
-        """The examples a denoiser is asked about. Raises `DataError` where x cannot be data of that denoiser."""
-        scaling = getattr(denoiser, "scaling", None)
+    def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Condition | None, in_model_units: bool = False) -> "Examples":
+        """The examples a denoiser is asked about. Raises `DataError` where x cannot be data of that denoiser.
+
+        in_model_units: x is that even where the denoiser is a `Model`, as latents are.
+        """
+        scaling = None if in_model_units else getattr(denoiser, "scaling", None)
         x = torch.as_tensor(x)
         if not len(x) or x.ndim < 2:
             raise DataError(f"got x of shape {tuple(x.shape)}, expected (n, ...) with at least one example")

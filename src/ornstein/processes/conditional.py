@@ -63,6 +63,16 @@ class ByClass(ConditionalNormal):
         super().__init__(self.given)
         self.laws, self.classes, self.scale = laws, len(laws.mean), laws.scale
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the laws are the same."""
+        return isinstance(other, ByClass) and self.laws == other.laws
+
+    def __hash__(self) -> int:
+        return hash((ByClass, self.laws))
+
+    def __repr__(self) -> str:
+        return f"ByClass({self.laws!r})"
+
     def given(self, cond: Condition | None) -> Normal:
         """The laws of the classes in cond."""
         if cond is None:

@@ -102,6 +102,20 @@ class Normal:
             )
         return cls(mean.view(shape), covariance)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same law, by the same numbers."""
+        if not isinstance(other, Normal) or repr(self) != repr(other):
+            return False
+        mine, theirs = ({"mean": law.mean, **law.covariance.tensors()} for law in (self, other))
+        return all(torch.equal(mine[name].cpu().double(), theirs[name].cpu().double()) for name in mine)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        each = ", one a row" if self.one_a_row else ""
+        return f"Normal(shape={self.shape}, {type(self.covariance).__name__}{each})"
+
     @property
     def mean(self) -> Tensor:
         """mu, of shape d; (b, *d) where there is one law a row."""

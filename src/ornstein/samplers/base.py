@@ -142,8 +142,8 @@ def sample(
         n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
         start: the states at grid[0] (n, *d), at t = 1 where no grid is given, in place of a draw of the prior.
         steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls
-            where none of them nor a grid is given); a guided denoiser may make two each time. Calls for more than the landing,
-            but less than a step, are refused.
+            where none of them nor a grid is given, 25 steps under a constraint); a guided denoiser may make two each time.
+            Calls for more than the landing, but less than a step, are refused.
         grid: the times to visit; by default `grids.karras(process, steps)`, `grids.focused` where no sampler is named. An
             ascending grid goes from data to noise.
         cond: the condition, a tensor (n, ...) or a dict of them.

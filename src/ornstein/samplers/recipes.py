@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MANY = 12
 ROUNDING = 1e-6
 CALLS = 25
-"""Where neither steps nor calls nor a grid is given."""
+"""Where neither steps nor calls nor a grid is given; of a constraint, the steps."""
 
 
 def usual(calls: int) -> Multistep:
@@ -59,8 +59,11 @@ def recipe(
             )
         return sampler, grid
     law = _law_from(process, grids.focused if sampler is None else grids.karras, begin)
-    if sampler is not None and math.isinf(sampler.stages) and calls is None and steps is None:
-        return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
+    if calls is None and steps is None:
+        if getattr(sampler, "constrains", False):
+            steps = CALLS  # at each of which it acts, however many calls it makes for it
+        elif sampler is not None and math.isinf(sampler.stages):
+            return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
     if calls is not None and 1 <= calls < each:
         raise ConfigurationError(
             f"got {calls} calls for {type(denoiser).__name__}, which makes {each} each time; expected at least that"

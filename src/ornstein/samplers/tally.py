@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein.conditions import Condition
 from ornstein.denoisers import Wrapper
-from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.processes.gaussian import Estimate
 from ornstein.schedules.base import Time
 
 
@@ -41,7 +41,6 @@ def counting(denoiser: Any, tally: Tally) -> Any:
     if not isinstance(denoiser, Wrapper):
         return _Innermost(denoiser, tally)
     twin = copy.copy(denoiser)
-    for name, value in vars(denoiser).items():
-        if callable(value) and isinstance(getattr(value, "process", None), Gaussian):
-            setattr(twin, name, counting(value, tally))
+    for name in denoiser.holds:
+        setattr(twin, name, counting(getattr(denoiser, name), tally))
     return twin
