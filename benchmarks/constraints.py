@@ -59,7 +59,7 @@ def main() -> None:
         for inner in (orn.Ancestral(), orn.Multistep(3)):
             loops = samplers(inner, torch.randn(1, *x.shape[1:]))
             least = dict.fromkeys(loops, float("inf"))
-            for _ in range(given.rounds if name == "without" else max(3, given.rounds // 5)):
+            for _ in range(given.rounds if name == "without" else max(3, given.rounds // 2)):
                 for key, sampler in loops.items():
                     began = time.perf_counter()
                     for _ in orn.sample_steps(denoiser, sampler, x, grid, Noise(0, len(x))):

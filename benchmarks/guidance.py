@@ -2,7 +2,7 @@
 
 python benchmarks/guidance.py ../shared/data/mnist.npz --budget 10m            # trains both models, then measures
 python benchmarks/guidance.py ../shared/data/mnist.npz --runs COND UNCOND      # measures runs that are there
-python benchmarks/guidance.py ... --classifier CRUN --judged 1 2 4             # also UNCOND, guided by a classifier of noisy images
+python benchmarks/guidance.py ... --classifier CRUN --judged 1 2 4             # also UNCOND, guided by a classifier
 
 The classifier is the one that ornstein ships, trained on real images; the features of the Frechet distance are its own.
 Calls are network evaluations per sample: a guided step takes two.
@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 3.0])
     parser.add_argument("--interval", type=float, nargs=2)
     parser.add_argument("--classifier", type=Path, metavar="CRUN", help="a run of ornstein train-classifier UNCOND")
-    parser.add_argument("--judged", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="scales of the classifier's guidance")
+    parser.add_argument(
+        "--judged", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="scales of the classifier's guidance"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         runs = given.runs or (
@@ -68,7 +70,9 @@ def main() -> None:
     rows += [(f"scale {scale:g}", orn.ClassifierFreeGuidance(conditional, scale, interval)) for scale in given.scales]
     if given.classifier is not None:
         judge = load_classifier(given.classifier).log_prob
-        rows += [(f"classifier, {s:g}", orn.ClassifierGuidance(unconditional, judge, s, interval)) for s in given.judged]
+        rows += [
+            (f"classifier, {s:g}", orn.ClassifierGuidance(unconditional, judge, s, interval)) for s in given.judged
+        ]
     for name, denoiser in rows:
         cond = None if name == "unconditional" else labels
         drawn = orn.sample(denoiser, n=given.n, calls=given.calls, cond=cond, seed=1)

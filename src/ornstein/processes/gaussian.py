@@ -98,9 +98,7 @@ class Estimate:
 
     def shifted(self, change: Tensor) -> "Estimate":
         """The estimate of x_0 + change (b, *d), at the same x_t: eps moves by -(alpha / sigma) change.
-
-        Where sigma = 0 it is this estimate, for x_t is x_0.
-        """
+        Where sigma = 0, and x_t is x_0, it is this estimate."""
         alpha, sigma, _ = level = self.process.level(self.t)
         p, q = self._pair(self.kind, level)
         if isinstance(sigma, float) and sigma == 0:
@@ -212,9 +210,11 @@ class Gaussian(Paths):
 
     def noise(self, x0: Tensor, t: Time, rng: Noise) -> Tensor:
         """A draw of q(x_t | x_0) = N(mu + alpha (x_0 - mu), sigma^2 Sigma) (paper 001 eq. 31)."""
-        if self.base is None:  # without v, of which constraints make no use at every step
-            alpha, sigma, _ = self.level(t, x0)
-            return alpha * x0 + sigma * rng.normal(x0.shape, x0.dtype)
+        alpha, sigma, _ = self.level(t, x0)
+        if self.base is None and isinstance(
+            alpha, float
+        ):  # without v, of which a constraint makes no use at every step
+            return torch.add(sigma * rng.normal(x0.shape, x0.dtype), x0, alpha=alpha)
         return self.noised(x0, t, rng).x_t
 
     def estimate(
