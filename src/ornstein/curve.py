@@ -22,7 +22,7 @@ log p is as above: the two changes of units by L cancel.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from torch import Tensor
 from ornstein.conditions import Condition, rows_of
 from ornstein.denoisers import DenoiserLike, innermost
 from ornstein.errors import ConfigurationError
-from ornstein.processes.gaussian import Estimate, Gaussian
+from ornstein.processes.gaussian import Gaussian
 
 NEAREST = 1e-4
 """Of sigma_d: the level taken for 0, below those that networks are trained at (EDM's least is 4e-3 of it)."""
@@ -67,14 +67,14 @@ class Curve:
         t = self._time(theta.clamp(self.first, self.last))
         process = self.process.rows(rows)
         alpha, sigma, _ = process.level(t, z)
-        x = _coloured(process, ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5 * z)
+        x = coloured(process, ((alpha * self.sigma_data) ** 2 + sigma**2) ** 0.5 * z)
         estimate = self.denoiser(x, t, rows_of(self.cond, rows))
         if z.requires_grad and not estimate.value.requires_grad:
             raise ConfigurationError(
                 "got a denoiser whose estimate autograd cannot follow to its input, expected one without no_grad, detach "
                 "or numpy: the divergence of its field is needed"
             )
-        slope = -_edm(estimate, self.sigma_data)
+        slope = -estimate.like("edm", self.sigma_data).value
         return slope if process.base is None else process.base.whiten(slope)
 
     def angle(self, t: float) -> float:
@@ -87,19 +87,19 @@ class Curve:
 
     def at(self, x: Tensor, t: float) -> Tensor:
         """z of x_t (b, *d)."""
-        return _white(self.process, x) / self._norm(t)
+        return white(self.process, x) / self._norm(t)
 
     def to(self, z: Tensor, t: float) -> Tensor:
         """x_t of z."""
-        return _coloured(self.process, z * self._norm(t))
+        return coloured(self.process, z * self._norm(t))
 
     def at_data(self, x: Tensor) -> Tensor:
         """z of x (b, *d) at the data end."""
-        return _white(self.process, x) * (math.cos(self.first) / self.sigma_data)
+        return white(self.process, x) * (math.cos(self.first) / self.sigma_data)
 
     def to_data(self, z: Tensor) -> Tensor:
         """x of z at the data end."""
-        return _coloured(self.process, z * (self.sigma_data / math.cos(self.first)))
+        return coloured(self.process, z * (self.sigma_data / math.cos(self.first)))
 
     @property
     def first_step(self) -> float:
@@ -119,21 +119,14 @@ class Curve:
         return math.hypot(alpha * self.sigma_data, sigma)
 
 
-def _white(process: Gaussian, x: Tensor) -> Tensor:
+def white(process: Gaussian, x: Tensor) -> Tensor:
     """L^-1 (x - mu)."""
     return x if process.base is None else process.base.whiten(x - process.base.centre(x))
 
 
-def _coloured(process: Gaussian, z: Tensor) -> Tensor:
+def coloured(process: Gaussian, z: Tensor) -> Tensor:
     """mu + L z."""
     return z if process.base is None else process.base.centre(z) + process.base.colour(z)
-
-
-def _edm(estimate: Estimate, sigma_data: float) -> Tensor:
-    """EDM's F at `sigma_data`, whatever the estimate's own; over v, which is defined at every level."""
-    if estimate.kind == "edm" and estimate.sigma_data != sigma_data:
-        estimate = estimate.process.estimate(estimate.x_t, estimate.t, v=estimate.v)
-    return replace(estimate, sigma_data=sigma_data).edm
 
 
 def _ratio(process: Gaussian, t: float) -> float:

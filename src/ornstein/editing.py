@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ornstein.conditions import Condition
+from ornstein.curve import coloured, white
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.likelihood.encoding import decode, encode
 from ornstein.noise import Noise, fold
-from ornstein.processes.normal import Normal
 from ornstein.samplers.base import Sampler, Samples, device_of, sample
 from ornstein.samplers.recipes import recipe
 
@@ -66,7 +66,6 @@ def sdedit(
         raise ConfigurationError(f"got strength={strength}, expected a time above 0 (nothing changes) and at most 1")
     n = len(x) if n is None else n
     sampler, grid = recipe(denoiser, sampler, steps, calls, begin=strength)
-    grid[0] = strength
     start = noised_start(denoiser, x, strength, n, cond, seed)
     return sample(denoiser, sampler, start=start, grid=grid, cond=cond, seed=seed, batch_size=batch_size)
 
@@ -93,11 +92,11 @@ def interpolate(
         raise ConfigurationError(
             f"got examples of shapes {tuple(a.shape)} and {tuple(b.shape)} and n={n}, expected one shape and at least 2 points"
         )
-    base: Any = denoiser.process.given(cond).base
-    z_a, z_b = (_white(encode(denoiser, x, cond=cond, batch_size=batch_size).x, base) for x in (a, b))
+    process = denoiser.process.given(cond)
+    z_a, z_b = (white(process, encode(denoiser, x, cond=cond, batch_size=batch_size).x) for x in (a, b))
     weights, points = torch.linspace(0, 1, n, dtype=torch.float64).tolist(), []
     for weight in weights:
-        z = _coloured(_slerp(z_a, z_b, weight), base)
+        z = coloured(process, _slerp(z_a, z_b, weight))
         points.append(decode(denoiser, z, cond=cond, batch_size=batch_size).x)
     return torch.stack(points, dim=1)
 
@@ -110,11 +109,3 @@ def _slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     sine = torch.where(straight, 1.0, theta.sin())
     shares = [torch.where(straight, share, torch.sin(share * theta) / sine) for share in (1 - weight, weight)]
     return (shares[0] * u + shares[1] * v).to(a.dtype).view_as(a)
-
-
-def _white(z: Tensor, base: Normal | None) -> Tensor:
-    return z if base is None else base.whiten(z - base.centre(z))
-
-
-def _coloured(z: Tensor, base: Normal | None) -> Tensor:
-    return z if base is None else base.centre(z) + base.colour(z)

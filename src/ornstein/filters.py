@@ -81,6 +81,7 @@ class _Blocks(LowPass):
     mode: ClassVar[str]
 
     def pair(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """D (k, N) and U (N, k) for an axis of N = size values."""
         count = size // self.factor
         down = np.kron(np.eye(count), np.full((1, self.factor), 1 / self.factor))
         line = torch.eye(count, dtype=torch.float64).reshape(count, 1, 1, count)
@@ -112,6 +113,7 @@ class Fourier(LowPass):
     idempotent = True
 
     def pair(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """D (k, N) and U = D^T for an axis of N = size values."""
         if self.factor == 1:
             return np.eye(size), np.eye(size)
         waves = [np.full(size, size**-0.5)]

@@ -91,7 +91,7 @@ def test_the_checks_a28_and_a30_of_the_equations():
     betas = np.array([0.0, 0.1, 0.2, 0.35, 0.5])
     keep = np.cumprod(1 - betas)
     std = math.sqrt((1 - keep[2]) / (1 - keep[3]) * betas[3])
-    phi = matrix(16, 2, "bilinear")
+    phi = orn.Bilinear(2)(torch.eye(16).double()).T.numpy()
     assert np.linalg.norm((np.eye(16) - phi) @ phi.T * std * math.sqrt(1 - keep[2])) == pytest.approx(0.145, abs=5e-4)
     process = orn.Gaussian(SCHEDULES["linear"])
     denoiser, x = exact.Normal(process, torch.zeros(16).double(), 1.0), torch.eye(16).double()

@@ -202,9 +202,8 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     denoiser, n, calls = model.denoiser, options.n or RUN_POINTS, sorted(set(options.calls or RUN_CALLS))
     device = next(iter(model.parameters())).device
     cond = moved(typical_conditions(model, n), device)
-    begin, start = accuracy.begun(
-        denoiser.process.given(cond), (n, *(denoiser.shape or ())), options.seed, torch.float32
-    )
+    process, shape = denoiser.process.given(cond), (n, *(denoiser.shape or ()))
+    begin, start = accuracy.begun(process, shape, options.seed, torch.float32)
     start = start.to(device)
     say(f"{run}, step {model.step}: a fine solution of {accuracy.FINE} calls for {n} starting points")
     truth, known = accuracy.finely(denoiser, begin, start, cond)

@@ -107,11 +107,9 @@ def choose(
     named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
     if steering.wrap is not None:  # which drops a multistep sampler's memory
         named = steering.wrap(named or Ancestral())
-    if options.grid is not None and steering.begin < 1:
+    if options.grid is not None and steering.init is not None:
         raise ConfigurationError("got --grid with --init, whose times begin at --strength; leave --grid out")
     sampler, grid = recipe(denoiser, named, options.steps, options.calls, begin=steering.begin)
-    if steering.init is not None:
-        grid[0] = steering.begin
     if options.grid is not None and math.isinf(sampler.stages):
         raise ConfigurationError(f"got --grid with {sampler}, whose steps are its own; leave it out")
     if options.grid is not None:
@@ -214,7 +212,7 @@ def _batch(
         return x.new_empty(0)  # the hook is meant for trajectories: one empty row a state weighs nothing
 
     cond, size, start = rows_of(cond, slice(rows.start, rows.stop)), max(1, len(rows)), None
-    if steering.init is not None:
+    if steering.init is not None and steering.begin is not None:
         start = noised_start(denoiser, steering.init, steering.begin, len(rows), cond, seed, rows.start)
     return sample(
         denoiser,

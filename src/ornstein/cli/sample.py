@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from ornstein.cli.common import Outcome, hint, parse, rank
-from ornstein.cli.drawing import SamplingOptions, Unfinished, choose, draw
+from ornstein.cli.drawing import Chosen, SamplingOptions, Unfinished, choose, draw
 from ornstein.cli.guiding import GuidanceOptions, classes_of, guided
 from ornstein.cli.outputs import destination, write, write_arrays
 from ornstein.cli.steering import SteeringOptions, read_raw, steer
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.checkpoints import Model
+    from ornstein.samplers import Samples
 
 PROG = "ornstein sample"
 N, POINTS = 64, 8
@@ -87,26 +88,32 @@ def main(argv: list[str]) -> Outcome:
         if group.main:
             write(path, drawn.x, labels, model)
         group.leave()
+    said = {"processes": group.size, "guidance": getattr(denoiser, "scale", None), "strength": steering.begin}
+    return _outcome(options, model.step, path, drawn, chosen, said)
+
+
+def _outcome(
+    options: Options, step: int, path: Path, drawn: "Samples", chosen: Chosen, said: dict[str, Any]
+) -> Outcome:
+    """What was drawn and how, in words and as JSON."""
     result = {
         "run": str(options.run),
         "out": str(path),
-        "n": n,
+        "n": len(drawn.x),
         "shape": list(drawn.x.shape),
         "dtype": str(drawn.x.dtype).removeprefix("torch."),
-        "step": model.step,
+        "step": step,
         "sampler": str(chosen.sampler),
         "origin": chosen.origin,
         "grid": options.sampling.grid,
         "calls": drawn.calls,
         "seed": options.sampling.seed,
         "class": options.class_,
-        "guidance": None if denoiser is model else denoiser.scale,
-        "strength": None if steering.init is None else steering.begin,
-        "processes": group.size,
+        **said,
         "seconds": round(drawn.seconds, 3),
     }
     most = "at most " if math.isinf(chosen.sampler.stages) else ""
-    text = f"{path}: {n} samples of step {model.step}, {most}{drawn.calls} calls each, {drawn.seconds:.1f} s"
+    text = f"{path}: {len(drawn.x)} samples of step {step}, {most}{drawn.calls} calls each, {drawn.seconds:.1f} s"
     if chosen.origin.startswith("bench"):
         text += f" ({chosen.origin})"
     return Outcome(result, text, options.json)

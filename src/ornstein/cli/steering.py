@@ -51,7 +51,7 @@ class Steering:
 
     wrap: "Callable[[Sampler], Sampler] | None" = None
     init: "Tensor | None" = None
-    begin: float = 1.0
+    begin: float | None = None
 
 
 def steer(model: "Model", options: SteeringOptions) -> Steering:
@@ -78,7 +78,7 @@ def steer(model: "Model", options: SteeringOptions) -> Steering:
     if options.init is not None and not 0 < options.strength <= 1:
         raise ConfigurationError(f"got --strength {options.strength:g}, expected above 0 and at most 1")
     init = None if options.init is None else read_raw(model, options.init)
-    return Steering(_constraint(model, options), init, 1.0 if init is None else options.strength)
+    return Steering(_constraint(model, options), init, None if init is None else options.strength)
 
 
 def _constraint(model: "Model", options: SteeringOptions) -> "Callable[[Sampler], Sampler] | None":

@@ -119,7 +119,7 @@ class Autoguidance(Guidance):
         if isinstance(weight, float) and weight == 1:
             return strong
         weak = self.guide(x_t, t, cond, keep)
-        return _extrapolated(strong, weak.like(strong).value, weight, self.rescale)
+        return _extrapolated(strong, weak.like(strong.kind, strong.sigma_data).value, weight, self.rescale)
 
 
 def _extrapolated(strong: Estimate, weak: Tensor, weight: Number, rescale: float) -> Estimate:

@@ -108,13 +108,12 @@ class Estimate:
             factor = torch.where(as_time(sigma) == 0, 0.0, factor)
         return replace(self, value=self.value + spread(factor, self.x_t) * change)
 
-    def like(self, other: "Estimate") -> "Estimate":
-        """This estimate, holding the reading that `other` holds, with its sigma_data."""
-        held = self
-        if self.kind == "edm" and self.sigma_data != other.sigma_data:
-            held = replace(self, kind="v", value=self.v)
-        held = replace(held, sigma_data=other.sigma_data)
-        return replace(held, kind=other.kind, value=held.reading(other.kind))
+    def like(self, kind: str, sigma_data: float) -> "Estimate":
+        """This estimate, holding the reading `kind`, with that sigma_data; over v, defined at every level, where they differ."""
+        other = self.kind == "edm" and self.sigma_data != sigma_data
+        held = replace(self, kind="v", value=self.v) if other else self
+        held = replace(held, sigma_data=sigma_data)
+        return replace(held, kind=kind, value=held.reading(kind))
 
     def rows(self, rows: Any) -> "Estimate":
         """The estimate of some rows of the batch (a slice, numbers or a mask)."""

@@ -156,10 +156,7 @@ def sample(
     `last` is the `State` of the batch before that step.
     """
     began = time.perf_counter()
-    at_noise = start is not None and grid is None
-    sampler, grid = recipe(denoiser, sampler, steps, calls, grid)
-    if at_noise:
-        grid[0] = 1.0
+    sampler, grid = recipe(denoiser, sampler, steps, calls, grid, begin=None if start is None else 1.0)
     shape, n = shape_of(denoiser, n, shape, start, cond)
     check_condition(denoiser, cond)
     size = 256 if batch_size is None else batch_size

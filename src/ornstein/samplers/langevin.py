@@ -228,7 +228,7 @@ class AnnealedLangevin:
         (alpha_t, sigma_t, _), (alpha_s, sigma_s, _) = process.level(t), process.level(s)
         if sigma_s == 0:
             return denoiser(x, t).x0, None
-        mu = 0.0 if process.base is None else process.base.mean.to(x)
+        mu = process.centre(x)
         x = mu + (alpha_s / alpha_t if alpha_t else sigma_s / sigma_t) * (x - mu)
         return self._corrector().step(denoiser, x, s, s, None, rng)
 

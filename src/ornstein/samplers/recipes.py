@@ -38,7 +38,7 @@ def recipe(
     steps: int | None = None,
     calls: int | None = None,
     grid: Tensor | None = None,
-    begin: float = 1.0,
+    begin: float | None = None,
 ) -> "tuple[Sampler, Tensor]":
     """The sampler and the grid that these options of `sample` come to, from time `begin` where no grid is given.
 
@@ -78,20 +78,20 @@ def recipe(
     return sampler, law(process, steps_within(calls, sampler) if steps is None else steps)
 
 
-def _law_from(process: Gaussian, law: Callable[..., Tensor], begin: float) -> Callable[..., Tensor]:
-    """The law of a grid, from time `begin` on. Raises `ConfigurationError` where that is no time with noise."""
-    if begin == 1:
+def _law_from(process: Gaussian, law: Callable[..., Tensor], begin: float | None) -> Callable[..., Tensor]:
+    """The law of a grid, from time `begin` on, its own where None. Raises `ConfigurationError` at a time without noise."""
+    if begin is None:
         return law
-    lowest = max(process.schedule.t_min, 0.0)
-    ratio = math.exp(-float(process.level(begin).log_snr) / 2) if lowest < begin < 1 else 0.0
-    if not ratio > grids.SIGMA_MIN:
+    ratio = math.exp(-float(process.level(begin).log_snr) / 2) if process.schedule.t_min < begin < 1 else 0.0
+    if begin < 1 and not ratio > grids.SIGMA_MIN:
+        least = float(process.schedule.time_at(-2 * math.log(2 * grids.SIGMA_MIN)))
         raise ConfigurationError(
-            f"got {begin:g} for the time to begin at, expected one below 1 where there is noise to take away: at least "
-            f"{max(lowest, float(process.schedule.time_at(-2 * math.log(2 * grids.SIGMA_MIN)))):.3g}"
+            f"got {begin:g} for the time to begin at, expected one at which there is noise to take away: at least "
+            f"{max(process.schedule.t_min, least):.3g}"
         )
 
     def shortened(process: Gaussian, steps: int) -> Tensor:
-        times = law(process, steps, sigma_max=ratio)
+        times = law(process, steps) if begin == 1 else law(process, steps, sigma_max=ratio)
         times[0] = begin
         return times
 
