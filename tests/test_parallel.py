@@ -26,7 +26,7 @@ from ornstein.training import Run
 STEPS = 8
 IMPORTANCE = {"objective": "hybrid", "times": "Importance(steps=3, keep=2)", "validate_every": 0}
 DRIVER = """
-import dataclasses, shutil, sys
+import dataclasses, os, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_parallel import IMPORTANCE, options
@@ -65,12 +65,13 @@ except NumericalError as error:
     assert "last good state is saved" in str(error)
 
 experiment.create(options(steps=None, budget="1s"), folder / "budget", group).train(progress=False)
-sys.exit(cli.main(["sample", str(folder / "two"), "-n", "50", "--batch-size", "8", "--out", str(folder / "two.npz")]))
+code = cli.main(["sample", str(folder / "two"), "-n", "50", "--batch-size", "8", "--out", str(folder / "two.npz")])
+os._exit(code)  # all is done and left: torch's own threads now and then abort the interpreter's end (std::terminate)
 """
 
 
 THREE = """
-import shutil, sys
+import os, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_parallel import options
@@ -86,6 +87,7 @@ if group.main:
 group.wait()
 experiment.resume(folder / "again", group).train(progress=False)
 group.leave()
+os._exit(0)
 """
 
 
