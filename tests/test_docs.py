@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
     "errors", "conditions", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes",
-    "denoisers", "classifiers", "clipping", "guidance", "filters", "exact", "variational", "grids", "integrate",
+    "denoisers", "discrete", "mixed", "classifiers", "clipping", "tempering", "guidance", "filters", "exact", "variational", "terms", "grids", "integrate",
     "curve", "objectives", "samplers", "constraints", "linearised", "networks", "data", "accuracy", "likelihood",
-    "editing", "plots", "metrics", "specs", "training", "priors", "checkpoints", "watching", "profiling",
+    "editing", "plots", "metrics", "specs", "training", "priors", "descriptions", "checkpoints", "watching", "profiling",
     "experiment", "cli",
 )  # fmt: skip
 

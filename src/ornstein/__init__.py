@@ -7,23 +7,28 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "schedules": "EDM CosineVP FromAlphaSigma FromSDE GeometricVE LinearVP RectifiedFlow SubVP TableSchedule",
-    "processes": "ByClass ConditionalNormal Gaussian LowRank Normal",
+    "processes": "Absorbing BirthDeath ByClass Categorical ConditionalNormal DiscretisedGaussian Gaussian LowRank Marginal "
+    "Matrices Neighbours Normal Product Rates Uniform",
     "denoisers": "Denoiser Retargeted Wrapper",
+    "discrete": "DiscreteDenoiser",
+    "mixed": "MixedDenoiser",
+    "tempering": "Tempered",
     "classifiers": "Classifier",
     "clipping": "Clipped",
     "guidance": "Autoguidance ClassifierFreeGuidance ClassifierGuidance PosteriorSampling",
     "filters": "Bicubic Bilinear BlockAverage Fourier",
     "constraints": "ILVR Inpainting",
     "editing": "interpolate sdedit",
-    "objectives": "CrossEntropy DenoisingScoreMatching EDMWeighting ELBOWeighting ExplicitScoreMatching Hybrid "
-    "ImplicitScoreMatching Importance LikelihoodWeighting LogNormalSigma MinSNR Objective Simple SlicedScoreMatching "
-    "Stratified UniformLogSNR UniformSteps UniformTime VLB Weighting",
+    "objectives": "CampbellELBO CrossEntropy DenoisingScoreMatching DiscreteHybrid EDMWeighting ELBOWeighting "
+    "ExplicitScoreMatching Hybrid ImplicitScoreMatching Importance LikelihoodWeighting LogNormalSigma MaskedCrossEntropy MinSNR "
+    "MixedObjective Objective RateVLB Simple SlicedScoreMatching Stratified UniformLogSNR UniformSteps UniformTime VLB Weighting",
     "likelihood": "Bound Dequantise Likelihood decode elbo encode log_likelihood",
-    "samplers": "RK4 RK45 Ancestral AnnealedLangevin Euler EulerMaruyama Heun Langevin Midpoint Multistep PredictorCorrector "
-    "Samples Singlestep StochasticHeun UnderdampedLangevin sample sample_steps",
-    "networks": "DiT MLP MLPEncoder UNet UNetEncoder",
+    "samplers": "RK4 RK45 Ancestral AnnealedLangevin CTMCCorrector CTMCEuler Euler EulerMaruyama FirstHitting Gillespie Heun "
+    "Langevin Midpoint Multistep Parts PredictorCorrector Samples Singlestep StochasticHeun TauLeaping UnderdampedLangevin sample "
+    "sample_steps",
+    "networks": "DiT MLP MLPEncoder Pixels TabularMLP Transformer UNet UNetEncoder",
     "noise": "Noise",
-    "data": "Dataset Scaling TableScaling load_dataset",
+    "data": "Codes Dataset MixedScaling Scaling TableScaling Vocabulary load_dataset",
     "training": "train",
     "checkpoints": "Model load load_classifier",
     "metrics": "evaluate",

@@ -18,20 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein import priors
 from ornstein.classifiers import Classifier
 from ornstein.conditions import Condition
-from ornstein.data import Conditioning, Scaling, TableScaling, read_scaling
-from ornstein.denoisers import Denoiser
-from ornstein.errors import CheckpointError, ConfigurationError, OrnsteinError
+from ornstein.data import Conditioning
+from ornstein.denoisers import TrainedDenoiser
+from ornstein.descriptions import AnyScaling, describe, rebuild
+from ornstein.errors import CheckpointError, ConfigurationError
 from ornstein.files import atomic_write, discard
 from ornstein.logs import CONFIG, read_config
-from ornstein.processes.gaussian import Estimate, Gaussian
-from ornstein.schedules.base import Schedule, Time
-from ornstein.specs import construct
+from ornstein.schedules.base import Time
 from ornstein.training import load_network
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
+
+__all__ = [
+    "Model",
+    "checkpoints",
+    "describe",
+    "load",
+    "load_classifier",
+    "place",
+    "read",
+    "rebuild",
+    "save",
+    "write_config",
+]
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class Model:
     It stands in for its denoiser in model units; `sample` gives its samples in raw units.
     """
 
-    denoiser: Denoiser
-    scaling: Scaling | TableScaling | None
+    denoiser: TrainedDenoiser
+    scaling: AnyScaling | None
     classes: tuple[str, ...]
     config: dict[str, Any]
     step: int
@@ -52,16 +63,16 @@ class Model:
     """How raw conditions that are arrays become those of the network, where it was trained on such."""
 
     @property
-    def process(self) -> Gaussian:
+    def process(self) -> Any:
         """The forward process of the denoiser."""
         return self.denoiser.process
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape d of one example in model units."""
+    def shape(self) -> Any:
+        """The shape d of one example in model units, of a state of parts a dict of them."""
         return self.denoiser.shape
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Any, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Any:
         """The denoiser's estimate, in model units."""
         return self.denoiser(x_t, t, cond, keep)
 
@@ -77,65 +88,6 @@ class Model:
     def parameters(self) -> Any:
         """The parameters of the network."""
         return getattr(self.denoiser, "parameters", lambda: iter(()))()  # an exact denoiser has none
-
-
-def describe(
-    denoiser: Denoiser,
-    scaling: Scaling | TableScaling | None = None,
-    classes: tuple[str, ...] = (),
-    conditioning: Conditioning | None = None,
-) -> dict[str, Any]:
-    """What `rebuild` needs to make the same denoiser, as JSON. Raises `ConfigurationError` for parts that are the user's own."""
-    network = getattr(denoiser.network, "spec", None)
-    schedule = repr(denoiser.process.schedule)
-    try:
-        construct(schedule, Schedule)
-    except ConfigurationError:
-        raise ConfigurationError(
-            f"the schedule {schedule[:80]} holds the user's own functions, which a checkpoint cannot; expected one of "
-            "ornstein's schedules"
-        ) from None
-    if network is None:
-        raise ConfigurationError(
-            "only a network of ornstein (UNet, DiT, MLP) can be saved with its configuration; save network.state_dict() with "
-            "safetensors for a network of your own"
-        )
-    return {
-        "kind": "classifier" if isinstance(denoiser, Classifier) else "denoiser",
-        "network": network,
-        "schedule": schedule,
-        "base": priors.describe(denoiser.process.base),
-        "parametrization": denoiser.parametrization,
-        "variance": denoiser.variance,
-        "sigma_data": denoiser.sigma_data,
-        "shape": None if denoiser.shape is None else list(denoiser.shape),
-        "classes": list(classes),
-        "scaling": None if scaling is None else scaling.to_dict(),
-        "conditioning": None if conditioning is None else conditioning.to_dict(),
-    }
-
-
-def rebuild(model: dict[str, Any], folder: Path | None = None) -> tuple[Denoiser, Scaling | TableScaling | None]:
-    """The denoiser or `Classifier` that `describe` described, with fresh weights, and its scaling; the base is read in `folder`.
-
-    Raises `CheckpointError`.
-    """
-    base = priors.read(folder, model.get("base"))
-    try:
-        network, schedule = construct(model["network"], torch.nn.Module), construct(model["schedule"], Schedule)
-        process, sigma_data = Gaussian(schedule, base), model["sigma_data"]
-        denoiser = (
-            Classifier(network, process, sigma_data)
-            if model.get("kind") == "classifier"
-            else Denoiser(network, process, model["parametrization"], variance=model["variance"], sigma_data=sigma_data)
-        )
-        denoiser.shape = None if model["shape"] is None else tuple(model["shape"])
-        return denoiser, None if model["scaling"] is None else read_scaling(model["scaling"])
-    except (KeyError, TypeError, AttributeError, OrnsteinError) as error:
-        raise CheckpointError(
-            f"the configuration does not describe a model of this version of ornstein ({type(error).__name__}: {error}); "
-            f"expected {CONFIG} as `ornstein train` wrote it"
-        ) from None
 
 
 def save(folder: Path, tensors: dict[str, Tensor], counters: dict[str, Any], keep: int = 2) -> Path:
@@ -249,7 +201,7 @@ def load_classifier(run: Path | str, device: torch.device | str = "cpu", ema: fl
 
 def _weights_of(
     folder: Path, config: dict[str, Any], device: torch.device | str, ema: float | None
-) -> tuple[Denoiser, Scaling | TableScaling | None, int, float]:
+) -> tuple[TrainedDenoiser, AnyScaling | None, int, float]:
     """The denoiser of a run with one of its averages, in evaluation mode; its scaling, step and the length of the average."""
     tensors, counters = read(folder)
     denoiser, scaling = rebuild(config["model"], folder)

@@ -1,4 +1,7 @@
-"""Conditions: None, a tensor, or a dict of tensors, each with leading axis b. What is done with one whatever it is."""
+"""Conditions: None, a tensor, or a dict of tensors, each with leading axis b. What is done with one whatever it is.
+
+A state is a tensor or, of a `Product`, a dict of tensors: the same functions serve it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,3 +35,18 @@ def count_of(cond: Condition) -> int:
     if len(counts) != 1:
         raise ConfigurationError(f"got a condition whose parts have {sorted(counts)} rows, expected one number of rows")
     return counts.pop()
+
+
+def joined(parts: list[Any]) -> Any:
+    """Parts of a batch as one, at least one part."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in first}
+    return torch.cat(parts)
+
+
+def finite_rows(x: Condition) -> Tensor:
+    """Which rows hold no NaN or infinity, (b,)."""
+    tensors = x.values() if isinstance(x, dict) else (x,)
+    rows = [torch.isfinite(part).reshape(len(part), -1).all(1) for part in tensors]
+    return torch.stack(rows).all(0)

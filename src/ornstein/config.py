@@ -27,6 +27,16 @@ class DataOptions:
     """Numeric columns of a table: to mean 0 and variance 1, or by their quantiles to a normal law."""
     label: str = ""
     """The column of a table that holds the classes for --condition labels; it is then not generated."""
+    length: int = 256
+    """Tokens of an example of text: training takes all windows of so many, at every offset."""
+    vocabulary: str = "characters"
+    """Symbols of text: characters (those of the training part), bytes, or a tokenizer.json file of Hugging Face tokenizers."""
+    unknown: Literal["error", "skip"] = "error"
+    """What to do about characters that the vocabulary lacks: stop and name the first, or leave them out and count them."""
+    integers: Literal["numbers", "codes"] = "numbers"
+    """Integers in .npy and .npz files, other than images: continuous numbers, or codes 0 to their maximum, for --process."""
+    levels: int | None = None
+    """Grey levels that images are reduced to, 2 to 256, floor(x levels / 256); by default those they have."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,17 @@ class ModelOptions:
     """What is trained."""
 
     network: str = "auto"
-    """auto (UNet for images and series, MLP else), "UNet(widths=(64, 128), patch=2)", "MLP(width=256, depth=4)", DiT; of a
-    classifier UNetEncoder, MLPEncoder."""
+    """auto (UNet for images and series, Transformer for text and codes, MLP else), "UNet(widths=(64, 128), patch=2)", DiT,
+    "MLP(width=256, depth=4)", "Transformer(width=256, depth=4)"; of a classifier UNetEncoder, MLPEncoder."""
+    process: str = "gaussian"
+    """How data are noised: gaussian, of numbers; or as categories (text, images of --levels, columns of a table that hold some):
+    absorbing (masks), uniform, ordinal (a discretised Gaussian), or a call such as BirthDeath, "DiscretisedGaussian(length=500)"."""
+    alpha: str = "RectifiedFlow"
+    """Of categories: the law of time whose alpha(t) is the share that is kept; RectifiedFlow is 1 - t."""
+    logits: Literal["d3pm", "x0", "logistic"] = "d3pm"
+    """Of categories: how a network's output is read: d3pm, beside what x_t tells; x0, alone; logistic, for ordered ones."""
     schedule: str = "CosineVP"
-    """Law of time: CosineVP, LinearVP, RectifiedFlow, EDM, GeometricVE, SubVP, "TableSchedule.linear(steps=1000)"."""
+    """Law of time of numbers: CosineVP, LinearVP, RectifiedFlow, EDM, GeometricVE, SubVP, "TableSchedule.linear(steps=1000)"."""
     parametrization: Literal["v", "edm", "x0", "eps", "velocity", "score"] = "v"
     """What the network predicts; eps and score need a schedule that leaves some signal at t = 1, such as LinearVP."""
     variance: Literal["auto", "fixed", "learned"] = "auto"
@@ -53,7 +70,8 @@ class ObjectiveOptions:
     """What is minimised."""
 
     objective: str = "simple"
-    """simple, edm, likelihood, vlb, hybrid, dsm, ssm, classifier; or a call, such as "Hybrid(weight=0.01)"."""
+    """simple, edm, likelihood, vlb, hybrid, dsm, ssm, classifier; of categories simple, vlb, hybrid, masked, rate, campbell; or a
+    call, such as "Hybrid(weight=0.01)"."""
     times: str = ""
     """Law of training times, where not the objective's own: uniform, importance, lognormal, "UniformSteps(steps=100)"."""
     weighting: str = ""
@@ -119,7 +137,7 @@ class RunOptions:
     """Everything a run is made from, saved in its config.json."""
 
     data: str
-    """What to train on: digits, a toy (rings, ...), an .npz, .csv or .parquet file, a folder or .zip of images, hf:NAME."""
+    """What to train on: digits, a toy (rings, ...), an .npz, .csv, .parquet or .txt file, a folder or .zip of images, hf:NAME."""
     reading: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
@@ -148,6 +166,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mnist": _SMALL_PICTURES,
     "cifar10": _SMALL_PICTURES,
+    "text": {
+        "process": "absorbing",
+        "network": "Transformer(width=256, depth=4)",
+        "batch_size": 32,
+    },
     "toy2d": {
         "network": "MLP(width=256, depth=4)",
         "steps": 4000,
@@ -173,6 +196,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 TABLES = (".csv", ".csv.gz", ".parquet")
 """What the names of tables end in."""
 
+TEXTS = (".txt", ".txt.gz")
+"""What the names of texts end in."""
+
 OBJECTIVES = {
     "simple": "Objective",
     "edm": "Objective(Stratified(LogNormalSigma), EDMWeighting)",
@@ -184,6 +210,18 @@ OBJECTIVES = {
     "classifier": "CrossEntropy",
 }
 """What the short names of objectives stand for."""
+
+PROCESSES = {"absorbing": "Absorbing", "uniform": "Uniform", "ordinal": "DiscretisedGaussian"}
+"""What the short names of processes of categories stand for."""
+
+DISCRETE_OBJECTIVES = {
+    "vlb": "VLB",
+    "hybrid": "DiscreteHybrid",
+    "masked": "MaskedCrossEntropy",
+    "rate": "RateVLB",
+    "campbell": "CampbellELBO",
+}
+"""What the short names of objectives of categories stand for; simple is masked for masks, and hybrid for other kernels."""
 
 TIMES = {"uniform": "Stratified", "importance": "Importance", "lognormal": "Stratified(LogNormalSigma)"}
 """What the short names of laws of training times stand for."""

@@ -60,6 +60,11 @@ class _Replacing:
             raise ConfigurationError("got a reference with NaN or infinity, expected finite numbers in model units")
 
     @property
+    def needs(self) -> str:
+        """What the sampler within needs."""
+        return getattr(self.sampler, "needs", "score")
+
+    @property
     def stages(self) -> float:
         """Calls of the denoiser in a full step."""
         return self.sampler.stages * self.resamplings
@@ -72,8 +77,11 @@ class _Replacing:
             raise ConfigurationError(f"got a step from t = {t:g} to s = {s:g}, expected a falling grid")
         if not self.stop <= s <= self.start:
             return self.sampler.step(denoiser, x, t, s, memory, rng)
-        process, moved = denoiser.process, x
-        for attempt in range(self.resamplings if process.level(s).sigma > 0 else 1):
+        process = denoiser.process
+        if process.holds:  # what is known is known from the start, at every level
+            x = self._replaced(process, x, None, rng)
+        moved = x
+        for attempt in range(1 if process.is_data(s) else self.resamplings):
             x = process.transition(moved, s, t).sample(rng) if attempt else x
             moved = self._replaced(process, self.sampler.step(denoiser, x, t, s, None, rng)[0], s, rng)
         return moved, None
@@ -81,7 +89,10 @@ class _Replacing:
     def land(self, denoiser: DenoiserLike, x: Tensor, t: float, memory: Any, rng: Noise) -> Tensor:
         """The data from the schedule's first time t, where sigma is above 0, with the reference's part as it is."""
         own = getattr(self.sampler, "land", None)
-        x = denoiser(x, t).x0 if own is None else own(denoiser, x, t, None if self.stop <= t else memory, rng)
+        if own is None:
+            x = denoiser.process.land(denoiser(x, t), rng)
+        else:
+            x = own(denoiser, x, t, None if self.stop <= t else memory, rng)
         return x if self.stop > 0 else self._replaced(denoiser.process, x, None, rng)
 
     def _replaced(self, process: Gaussian, x: Tensor, s: float | None, rng: Noise) -> Tensor:
@@ -141,6 +152,9 @@ class ILVR(_Replacing):
 class Inpainting(_Replacing):
     """Samples that agree with a reference in its known places; the others are drawn (RePaint, Lugmayr et al. 2022).
 
+    Under an absorbing kernel this conditions without error: known sites are unmasked ones at every level, and the denoiser reads
+    them from the first call on. A prompt is held so.
+
     sampler: what makes the steps. reference: (k, *d) in model units, of which sample i has number i mod k; its values in missing
     places are not looked at, but must be finite. missing: truth values that broadcast to (k, *d), True where values are to be
     drawn. resamplings: how often each step is made; 1 is plain replacement, 10 is RePaint's, at 10 times the calls. start,
@@ -164,7 +178,7 @@ class Inpainting(_Replacing):
 
     def _replaced(self, process: Gaussian, x: Tensor, s: float | None, rng: Noise) -> Tensor:
         y = _of_rows(self.reference, x, rng, "reference")
-        if s is not None and process.level(s).sigma > 0:
+        if s is not None and not process.is_data(s) and not process.holds:
             y = process.noise(y, s, rng)
         return torch.where(_of_rows(self.missing, x, rng, "missing"), x, y)
 

@@ -32,10 +32,10 @@ class DenoiserLike(Protocol):
     """What samplers and objectives need: a process, and a call that returns an `Estimate`."""
 
     @property
-    def process(self) -> Gaussian:
-        """The forward process."""
+    def process(self) -> Any:
+        """The forward process: a `Gaussian`, a `Categorical` or a `Product`, whose estimate and state are of one kind."""
 
-    def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate: ...
+    def __call__(self, x_t: Any, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Any: ...
 
 
 class Wrapper:
@@ -51,7 +51,7 @@ class Wrapper:
         self.denoiser = denoiser
 
     @property
-    def process(self) -> Gaussian:
+    def process(self) -> Any:
         """The forward process."""
         return self.denoiser.process
 
@@ -98,7 +98,29 @@ def check_condition(denoiser: DenoiserLike, cond: Condition | None) -> None:
         )
 
 
-class Denoiser(nn.Module):
+class TrainedDenoiser(nn.Module):
+    """Base of the denoisers that are a network read as an estimate under a process: what training, saving and loading need."""
+
+    network: nn.Module
+    process: Any
+    parametrization: str
+    variance: str | None = None
+    sigma_data: float | None = None
+
+    shape: Any = None
+    """The shape d of one example, where it is known (of a state of parts a dict of shapes): `train` and `load` set it."""
+
+    label_dropout: float | None = None
+    """The share of examples trained without their condition, where it is known: `train` and `load` set it, guidance reads it."""
+
+    @property
+    def conditional(self) -> bool | None:
+        """Whether the network takes a condition; None for one that does not say."""
+        classes = getattr(self.network, "classes", None)
+        return None if classes is None else bool(classes or getattr(self.network, "images", 0))
+
+
+class Denoiser(TrainedDenoiser):
     """A network read as an estimate of x_0 under a process.
 
     Args:
@@ -114,12 +136,6 @@ class Denoiser(nn.Module):
     nothing about x_0 at t = 1 under a schedule of zero terminal SNR.
     """
 
-    shape: tuple[int, ...] | None = None
-    """The shape d of one example, where it is known: `train` and `load` set it, `sample` reads it."""
-
-    label_dropout: float | None = None
-    """The share of examples trained without their condition, where it is known: `train` and `load` set it, guidance reads it."""
-
     def __init__(
         self,
         network: nn.Module,
@@ -134,12 +150,6 @@ class Denoiser(nn.Module):
         self.network, self.process, self.parametrization = network, process, parametrization
         self.variance, self.sigma_data = variance, sigma_data
         self.time = time or (self._log_sigma if parametrization == "edm" else partial(torch.mul, 1000))
-
-    @property
-    def conditional(self) -> bool | None:
-        """Whether the network takes a condition; None for one that does not say."""
-        classes = getattr(self.network, "classes", None)
-        return None if classes is None else bool(classes or getattr(self.network, "images", 0))
 
     def _log_sigma(self, t: Tensor) -> Tensor:
         return -self.process.schedule.log_snr(t) / 8
@@ -218,7 +228,11 @@ class Retargeted(Wrapper):
         return process.estimate(x_t, t, x0=x0)
 
 
-def _check(process: Gaussian, parametrization: str, variance: str | None, sigma_data: float | None) -> None:
+def _check(process: Any, parametrization: str, variance: str | None, sigma_data: float | None) -> None:
+    if not isinstance(process, Gaussian):
+        raise ConfigurationError(
+            f"got {process!r} for a Denoiser, expected a Gaussian process; for categories DiscreteDenoiser"
+        )
     if parametrization not in PARAMETRIZATIONS:
         known = ", ".join(PARAMETRIZATIONS)
         raise ConfigurationError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError
+from ornstein.processes.categorical import Categorical, CategoricalEstimate
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.processes.normal import Normal as Base
 from ornstein.processes.normal import Number
@@ -172,3 +173,55 @@ def _one(process: Gaussian) -> Base:
             "exact denoiser of one condition is that of its own process"
         )
     return base
+
+
+class Table:
+    """Categories of a known joint law p(x_0), (K,) * n: p(x_0^d | x_t) of each site, by summing over all K^n states.
+
+    Args:
+        process: a `Categorical` process of K categories.
+        joint: the probabilities, n axes of K.
+
+    Raises `ConfigurationError` unless they are probabilities of such a shape.
+    """
+
+    def __init__(self, process: Categorical, joint: Tensor) -> None:
+        joint, k = torch.as_tensor(joint, dtype=torch.float64), process.categories
+        if joint.ndim < 1 or set(joint.shape) != {k} or joint.min() < 0 or abs(float(joint.sum()) - 1) > 1e-9:
+            raise ConfigurationError(
+                f"got a joint law of shape {tuple(joint.shape)} and sum {float(joint.sum()):g}, expected "
+                f"probabilities, axes of {k}"
+            )
+        self.process, self.joint, self.shape = process, joint, (joint.ndim,)
+
+    def __call__(
+        self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None
+    ) -> CategoricalEstimate:
+        """The exact estimate at states x_t (b, n) and time t, a float or (b,)."""
+        likelihood = self.process.evidence(x_t, t).exp()
+        weights = self._weighted(likelihood).to(x_t.device)
+        axes = range(1, weights.ndim)
+        sites = [weights.sum([a for a in axes if a != axis]) if weights.ndim > 2 else weights for axis in axes]
+        probs = torch.stack(sites, 1)
+        return CategoricalEstimate(self.process, x_t, t, (probs / probs.sum(-1, keepdim=True)).log())
+
+    def log_density(self, x_t: Tensor, t: Time) -> Tensor:
+        """log p_t(x_t), in nats, (b,)."""
+        k, times = (
+            self.process.categories,
+            t if isinstance(t, Tensor) else torch.tensor([float(t)], dtype=torch.float64),
+        )
+        rows = self.process.transition(
+            torch.arange(k).expand(len(times), k), 0.0, as_time(times)
+        ).probs  # (1 or b, K, S)
+        found = rows.expand(len(x_t), -1, -1).gather(
+            2, x_t[:, None].expand(-1, k, -1)
+        )  # (b, K, n): q(x_t | x_0) of each site
+        return self._weighted(found.mT).flatten(1).sum(1).log()
+
+    def _weighted(self, likelihood: Tensor) -> Tensor:
+        """p(x_0) prod_d of the likelihood (b, n, K), (b, K, .., K)."""
+        weights, n = self.joint.to(likelihood), self.joint.ndim
+        for site in range(n):
+            weights = weights * likelihood[:, site].reshape(len(likelihood), *(1,) * site, -1, *(1,) * (n - 1 - site))
+        return weights

@@ -22,9 +22,13 @@ Law = Callable[[float, float, Tensor], Tensor]
 
 
 def uniform(process: Gaussian, steps: int) -> Tensor:
-    """Times in equal steps from 1 down to the first time of the schedule."""
-    count = _points(process, steps)
-    return torch.linspace(1, process.schedule.t_min, max(count, 1), dtype=torch.float64)
+    """Times in equal steps from 1 down to the first time of the schedule; for categories of a table, the nearest of its own."""
+    times = torch.linspace(1, process.t_min, _points(process, steps), dtype=torch.float64)
+    if isinstance(process, Gaussian) or process.steps is None:
+        return times
+    if steps > process.steps:
+        raise ConfigurationError(f"got {steps} steps of a table of {process.steps}, expected at most as many")
+    return (times * process.steps).round() / process.steps
 
 
 def log_snr(process: Gaussian, steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
@@ -98,7 +102,7 @@ def linspace(process: Gaussian, steps: int, chain: int = 1000) -> Tensor:
 
 def lands_on_data(process: Gaussian) -> bool:
     """Whether sigma is 0 at the first time of the schedule, so that the last step of a grid lands on the data."""
-    return bool(process.level(process.schedule.t_min).sigma == 0)
+    return process.is_data(process.t_min)
 
 
 def _points(process: Gaussian, steps: int) -> int:

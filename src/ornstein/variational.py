@@ -102,12 +102,12 @@ def chain(process: Gaussian, steps: int, sigma: float = 0.0) -> Tensor:
     """
     if steps < 1:
         raise ConfigurationError(f"got steps={steps}, expected at least 1")
-    first = process.schedule.t_min
+    first = process.t_min
     if sigma > 0 and steps > 1:
         begin = float(process.schedule.time_at(-2 * math.log(sigma)))
-        if begin > (1 / steps if float(process.level(first).sigma) == 0 else first):
+        if begin > (1 / steps if process.is_data(first) else first):
             return torch.linspace(begin, 1, steps, dtype=torch.float64)
-    on_data = float(process.level(first).sigma) == 0
+    on_data = process.is_data(first)
     return torch.linspace(1, first, steps + on_data, dtype=torch.float64)[:steps].flip(0)
 
 

@@ -1,9 +1,11 @@
 """The data that a trained model is held against, by `evaluate` and `likelihood`."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ornstein.config import DataOptions
+from ornstein.cli.prompting import is_categorical
+from ornstein.config import TEXTS, DataOptions
 from ornstein.errors import DataError
 
 if TYPE_CHECKING:
@@ -13,16 +15,16 @@ if TYPE_CHECKING:
     from ornstein.data import Dataset
 
 
-def against(model: "Model", other: str | None) -> "tuple[Dataset, str, bool]":
+def against(model: "Model", other: str | None, unknown: str | None = None) -> "tuple[Dataset, str, bool]":
     """The data set (`other` by name, or that of the run), its name, and whether it is what the model was trained on.
 
+    A text is read by the vocabulary of the model; unknown: what is done about characters that it lacks, None as in training.
     Raises `DataError` where it is of another kind.
     """
-    from ornstein.data import load_dataset
-
     config = model.config["options"]
     source = other or config["data"]
-    dataset = load_dataset(source, seed=config["training"]["seed"], options=reading(config["reading"], other))
+    options = reading(config["reading"], other)
+    dataset = _loaded(model, source, options if unknown is None else replace(options, unknown=unknown))
     if model.scaling is None:
         raise DataError(
             f"the model has no scaling, so {dataset.name} cannot be compared with; expected a run of `train`"
@@ -36,6 +38,23 @@ def against(model: "Model", other: str | None) -> "tuple[Dataset, str, bool]":
     return dataset, source, dataset.fingerprint == model.config["data"]["fingerprint"]
 
 
+def _loaded(model: "Model", source: str, options: DataOptions) -> "Dataset":
+    """The data as the model takes them: codes of its vocabulary, states of categories, or numbers."""
+    from ornstein.data import load_dataset
+    from ornstein.data.text import load_text
+    from ornstein.experiment.categories import as_states
+
+    seed, discrete = model.config["options"]["training"]["seed"], is_categorical(model)
+    vocabulary = getattr(model.scaling, "vocabulary", None)
+    path = Path(source).expanduser()
+    if vocabulary is not None and source.lower().endswith(TEXTS) and path.is_file():
+        return load_text(path, options, vocabulary)
+    if discrete and source.lower().endswith((".npy", ".npz")):
+        options = replace(options, integers="codes")
+    dataset = load_dataset(source, seed=seed, options=options)
+    return as_states(dataset) if discrete else dataset
+
+
 def reading(saved: dict[str, Any], other: str | None) -> DataOptions:
     """How the data are read: as in training; of other data, what was said of that run's own data does not hold."""
     from ornstein.data.load import has_columns
@@ -44,7 +63,10 @@ def reading(saved: dict[str, Any], other: str | None) -> DataOptions:
     if other is None:
         return own
     label = own.label if has_columns(other) else ""
-    return replace(own, stream="auto", holdout=None, label=label, numeric="standardise")
+    if not other.lower().endswith(TEXTS):
+        usual = DataOptions()
+        own = replace(own, length=usual.length, vocabulary=usual.vocabulary)
+    return replace(own, stream="auto", holdout=None, label=label, numeric="standardise", integers="numbers")
 
 
 def held_out_labels(model: "Model", dataset: "Dataset") -> Any:

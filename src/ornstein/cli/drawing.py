@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from ornstein.cli import recommendations
 from ornstein.cli.common import hint, say
+from ornstein.cli.prompting import is_categorical
 from ornstein.cli.steering import Steering
 from ornstein.errors import ConfigurationError, NumericalError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ornstein.samplers import Sampler, Samples, State
 
 CALLS = 25
+MANY_CALLS = 128
+"""Of categories, which are drawn site by site as if the others were known: what few calls get wrong is how sites go together."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,32 @@ class SamplingOptions:
         str | None,
         arg(
             metavar="CALL",
-            **hint("default: what `ornstein bench RUN` found, else Multistep(3), corrected from 12 calls on"),
+            **hint(
+                "default: what `ornstein bench RUN` found, else Multistep(3), corrected from 12 calls on; Ancestral of categories"
+            ),
         ),
     ] = None
     """Recipe of a step: Heun, "Heun(churn=0.1)", Euler, RK4, "RK45(rtol=1e-4)" (adaptive), Ancestral, "Ancestral(eta=0)",
     "Singlestep(2)", StochasticHeun, "PredictorCorrector(Ancestral(), Langevin())", or Multistep, of which
-    "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M) and "Multistep(3, 'x0', corrector=True)" UniPC."""
+    "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M) and "Multistep(3, 'x0', corrector=True)" UniPC. Of categories: Ancestral,
+    TauLeaping, CTMCEuler, "PredictorCorrector(TauLeaping(), CTMCCorrector())"; of masks FirstHitting, a call a token."""
     steps: Annotated[
         int | None, arg(**hint(f"default: as --calls has it; {CALLS} with --inpaint, --reference, --upscale"))
     ] = None
     """Steps of the sampler; this or --calls."""
-    calls: Annotated[int | None, arg(**hint(f"default: as `ornstein bench RUN --error` found, else {CALLS}"))] = None
+    calls: Annotated[
+        int | None,
+        arg(
+            **hint(
+                f"default: as `ornstein bench RUN --error` found, else {CALLS}; of categories {MANY_CALLS}, or the tokens to "
+                "draw where they are fewer"
+            )
+        ),
+    ] = None
     """Network evaluations per sample, at most: one a step, two with Heun."""
-    grid: Annotated[str | None, arg(metavar="CALL", **hint("default: focused; karras with --sampler"))] = None
+    grid: Annotated[
+        str | None, arg(metavar="CALL", **hint("default: focused; karras with --sampler; of categories uniform"))
+    ] = None
     """Times to visit: focused, karras, "karras(rho=5)", log_snr, uniform, "trailing(chain=1000)", leading, linspace."""
     threshold: Annotated[float | None, arg(**hint("default: off"))] = None
     """Keep estimates of x_0 within the range of the data, images of levels alone: 1 clamps them, a number below 1, such as 0.995,
@@ -80,17 +96,27 @@ class Unfinished:
 
 
 def choose(
-    model: "Model", run: Path, options: SamplingOptions, denoiser: Any = None, steering: "Steering | None" = None
+    model: "Model",
+    run: Path,
+    options: SamplingOptions,
+    denoiser: Any = None,
+    steering: "Steering | None" = None,
+    drawn: int | None = None,
 ) -> Chosen:
     """The sampler and the times for --sampler, --grid and --steps or --calls, of the guided `denoiser`, constrained as steered.
 
     Where none of the first three is given, they are those that `ornstein bench` found for the run and this number of calls, if
-    it did. Raises `ConfigurationError` on options that do not fit.
+    it did. drawn: of categories, the sites of a sample that are drawn. Raises `ConfigurationError` on options that do not fit.
     """
-    from ornstein import grids, specs
-    from ornstein.samplers import Ancestral, Sampler, recipe
-
     denoiser, steering = model if denoiser is None else denoiser, steering or Steering()
+    _check(options)
+    if is_categorical(model):
+        return _of_categories(model, options, denoiser, steering, drawn)
+    return _of_numbers(model, run, options, denoiser, steering)
+
+
+def _check(options: SamplingOptions) -> None:
+    """Raise `ConfigurationError` on options that fit no model."""
     if options.steps is not None and options.calls is not None:
         raise ConfigurationError("got both --steps and --calls, expected one of them")
     if options.batch_size < 1:
@@ -99,6 +125,34 @@ def choose(
         raise ConfigurationError(
             f"got --threshold {options.threshold:g}, expected a quantile below 1, such as 0.995, or 1 to clamp"
         )
+
+
+def _of_categories(
+    model: "Model", options: SamplingOptions, denoiser: Any, steering: Steering, drawn: int | None
+) -> Chosen:
+    """The sampler and the times for a model of categories, or with parts that are: equal steps."""
+    from ornstein import specs
+    from ornstein.samplers import Ancestral, Sampler, recipe
+
+    if options.threshold is not None:
+        raise ConfigurationError("got --threshold for a model of categories, whose samples are in range; leave it out")
+    if options.grid not in (None, "uniform"):
+        raise ConfigurationError(f"got --grid {options.grid} for a model of categories, expected uniform: leave it out")
+    named = None if options.sampler is None else specs.construct(options.sampler, Sampler)
+    own = named is not None and math.isinf(named.stages)  # its steps are its own
+    calls = options.calls
+    if calls is None and options.steps is None and not own:
+        sites = drawn if drawn and getattr(model.process, "holds", False) else MANY_CALLS
+        calls = min(MANY_CALLS, sites, model.process.steps or MANY_CALLS)
+    sampler = named if steering.wrap is None else steering.wrap(named or Ancestral())
+    return Chosen(*recipe(denoiser, sampler, options.steps, calls), "usual" if named is None else "named")
+
+
+def _of_numbers(model: "Model", run: Path, options: SamplingOptions, denoiser: Any, steering: Steering) -> Chosen:
+    """The sampler and the times for a model of numbers; see `choose`."""
+    from ornstein import grids, specs
+    from ornstein.samplers import Ancestral, Sampler, recipe
+
     plain = denoiser is model and steering == Steering()
     if plain and all(given is None for given in (options.sampler, options.grid, options.steps)):
         found = _recommended(model, run, options)
@@ -203,13 +257,15 @@ def _batch(
     steering: Steering,
 ) -> "Samples":
     """Some of the samples of a seed, in one batch; `advance` is told of each state of the loop."""
+    import torch
+
     from ornstein.conditions import rows_of
     from ornstein.editing import noised_start
     from ornstein.samplers import sample
 
-    def follow(t: float, x: "Tensor") -> "Tensor":
+    def follow(t: float, x: Any) -> "Tensor":
         advance(1)
-        return x.new_empty(0)  # the hook is meant for trajectories: one empty row a state weighs nothing
+        return torch.empty(0)  # the hook is meant for trajectories: one empty row a state weighs nothing
 
     cond, size, start = rows_of(cond, slice(rows.start, rows.stop)), max(1, len(rows)), None
     if steering.init is not None and steering.begin is not None:

@@ -51,11 +51,16 @@ def main(argv: list[str]) -> Outcome:
         "loss": loss.get("loss"),
         "validation_loss": validation.get("validation_loss"),
         "validation_step": validation.get("step"),
-        "images_per_s": loss.get("images_per_s"),
+        **_speed(loss),
         "checkpoints": [place.name for place in checkpoints.checkpoints(options.run)],
         "newest_checkpoint": state,
     }
     return Outcome(result, _table(result), options.json)
+
+
+def _speed(line: dict[str, Any]) -> dict[str, Any]:
+    """Examples a second, or tokens of text."""
+    return {"tokens_per_s": line["tokens_per_s"]} if "tokens_per_s" in line else {"images_per_s": line.get("images_per_s")}
 
 
 def _last(log: list[dict[str, Any]], key: str) -> dict[str, Any]:
@@ -68,10 +73,10 @@ def _table(found: dict[str, Any]) -> str:
     rows = {
         "run": found["run"],
         "data": f"{options['data']}: {data.get('train')} training and {data.get('test')} held-out examples",
-        "process": f"Gaussian({model['schedule']})",
-        "prior": options["model"].get("prior", "standard"),
+        "process": _process(model),
+        **({} if _discrete(model) else {"prior": options["model"].get("prior", "standard")}),
         "network": f"{model['network']}, {found['parameters']:,} parameters",
-        "parametrisation": f"{_says(model)}, sigma_data {model['sigma_data']:.4g}",
+        "parametrisation": _says(model) + (f", sigma_data {model['sigma_data']:.4g}" if model["sigma_data"] else ""),
         "condition": f"{options['model']['condition']}{_classes(model['classes'])}",
         "scaling": _scaling(model["scaling"]),
         "objective": ", ".join(filter(None, objective.values())),
@@ -86,6 +91,23 @@ def _table(found: dict[str, Any]) -> str:
     return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
 
 
+def _discrete(model: dict[str, Any]) -> bool:
+    return "kernel" in model or "parts" in model
+
+
+def _process(model: dict[str, Any]) -> str:
+    """The forward process; of a table those of its parts, each named once."""
+    if "parts" not in model:
+        if "kernel" not in model:
+            return f"Gaussian({model['schedule']})"
+        law = f", alpha(t) of {model['schedule']}" if model["schedule"] else ""
+        return f"Categorical({model['kernel']}{law})"
+    named: dict[str, list[str]] = {}
+    for name, part in model["parts"].items():
+        named.setdefault(_process(part), []).append(name)
+    return "Product: " + "; ".join(f"{', '.join(names)} by {process}" for process, names in named.items())
+
+
 def _or(value: Any) -> str:
     """A number for reading; a dash where there is none."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -94,6 +116,10 @@ def _or(value: Any) -> str:
 def _says(model: dict[str, Any]) -> str:
     """What the network says of x_t."""
     classes = len(model["classes"])
+    if "kernel" in model:
+        return f"{model['parametrization']}, log p(x_0 | x_t) by {model['logits']}"
+    if "parts" in model:
+        return f"{model['parametrization']} of numbers, {model['logits']} of categories"
     return f"log p_t(y | x_t) of {classes} classes" if model.get("kind") == "classifier" else model["parametrization"]
 
 
@@ -105,7 +131,13 @@ def _classes(names: list[str]) -> str:
 def _scaling(scaling: dict[str, Any] | None) -> str:
     if scaling is None:
         return "none"
-    if scaling["layout"] == "table":
+    if scaling.get("kind") == "codes":
+        shape, vocabulary = tuple(scaling["shape"]), scaling["vocabulary"]
+        if vocabulary is None:
+            return f"codes 0 to {scaling['levels'] - 1} ({scaling['dtype']}), layout {scaling['layout']} -> {shape}"
+        symbols = f" {vocabulary['symbols'][:80]!r}" if vocabulary.get("symbols") else ""
+        return f"text in windows of {shape[0]} tokens, a vocabulary of {scaling['levels']} {vocabulary['kind']}{symbols}"
+    if scaling["layout"] in ("table", "mixed table"):
         return f"a table of {len(scaling['columns'])} columns, each by its own"
     shift, scale = scaling["shift"], scaling["scale"]
     numbers = "per feature" if len(shift) > 1 else f"(raw - {shift[0]:.4g}) * {scale[0]:.4g}"

@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from ornstein.config import GROUPS, TABLES, RunOptions, preset, with_options
+from ornstein.config import GROUPS, TABLES, TEXTS, RunOptions, preset, with_options
 from ornstein.errors import ConfigurationError, nearest
 
 NO_PRESET = "none"
@@ -83,6 +83,8 @@ def _preset_for(data: str) -> str:
 
     if data in TOYS:
         return "toy2d"
+    if data.lower().endswith(TEXTS):
+        return "text"
     if data.lower().endswith(TABLES) or (data and any(Path(os.path.expanduser(data)).glob("*.parquet"))):
         return "table"
     return "digits" if data == "digits" else NO_PRESET

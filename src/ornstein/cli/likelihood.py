@@ -1,6 +1,7 @@
 """`ornstein likelihood`: how probable held-out data are under a run, in nats and bits/dim."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,7 +9,8 @@ from tyro.conf import Positional, arg
 
 from ornstein.cli.against import against, condition_of, held_out_conditions
 from ornstein.cli.common import Outcome, hint, parse, say
-from ornstein.cli.quotes import figures_of, table, write_steps
+from ornstein.cli.prompting import is_categorical, is_text
+from ornstein.cli.quotes import figures_of, of_text, table, write_steps
 from ornstein.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 PROG = "ornstein likelihood"
 USUAL = 256
+TOKENS = 65_536
+"""Of text, in held-out windows of at least this many by default: 256 of 256, whose standard error is some .02 bits a character."""
+STEPS = 1000
+TERMS, FEW_TERMS = 32, 8
+"""Of categories more terms add little: examples differ more than the draws of one."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +33,34 @@ class Options:
     """Say how probable held-out data are under a run: a lower bound of log p (ELBO) and the density of its ODE.
 
     Quantised data (images) have a probability, quoted in bits per dimension too; the ELBO decodes their levels, the ODE needs
-    noise within them and is then a bound as well. Continuous data have a density in their own units, in nats.
+    noise within them and is then a bound as well. Continuous data have a density in their own units, in nats. Models of categories
+    have an ELBO alone, in continuous time: of text in bits per token and per character.
 
     For example:
     - ornstein likelihood runs/digits-1
     - ornstein likelihood runs/digits-1 --bound elbo --per-step
     - ornstein likelihood runs/digits-1 --bound ode --dequantise importance --draws 8
+    - ornstein likelihood runs/plays-1 --data other.txt --unknown skip
     """
 
     run: Positional[Path]
     """The run folder."""
     data: Annotated[str | None, arg(metavar="DATA", **hint("default: the data of the run"))] = None
     """Whose held-out examples, named as in training."""
-    n: Annotated[int | None, arg(aliases=["-n"], **hint(f"default: as many as held out, at most {USUAL}"))] = None
+    n: Annotated[
+        int | None,
+        arg(aliases=["-n"], **hint(f"default: as many as held out, at most {USUAL}; windows of {TOKENS} tokens of text")),
+    ] = None
     """How many held-out examples, evenly spread."""
+    unknown: Annotated[Literal["error", "skip"] | None, arg(**hint("default: as in training"))] = None
+    """Characters of --data that the vocabulary of the run lacks: stop and name the first, or leave them out."""
     bound: Literal["both", "elbo", "ode"] = "both"
-    """What to compute."""
-    steps: int = 1000
-    """ELBO: steps of the chain; a run on a table of betas has its own number."""
-    terms: int = 32
+    """What to compute; of categories both is the ELBO alone."""
+    steps: Annotated[
+        int | None, arg(**hint(f"default: {STEPS}; of categories none, continuous time, or {STEPS} with --per-step"))
+    ] = None
+    """ELBO: steps of the chain; a run on a table, of betas or of matrices, has its own number."""
+    terms: Annotated[int | None, arg(**hint(f"default: {TERMS}; of categories {FEW_TERMS}"))] = None
     """ELBO: terms drawn for each example, of all its steps, an unbiased estimate; 0 sums all of them."""
     per_step: Annotated[bool, arg(**hint())] = False
     """ELBO: sum all terms, and write them step by step: RUN/bound-1.csv and a picture, RUN/bound-1.png."""
@@ -78,6 +94,7 @@ def main(argv: list[str]) -> Outcome:
     from ornstein.devices import pick_device
 
     model = checkpoints.load(options.run, pick_device(options.device), options.ema)
+    options = _fitting(options, model)
     x, cond, source, own = _examples(options, model)
     found: dict[str, Bound | Likelihood] = {}
     if options.bound != "elbo":  # first, for it refuses what does not fit before it begins
@@ -96,6 +113,7 @@ def main(argv: list[str]) -> Outcome:
         "given_labels": condition_of(model) == "labels",
         "condition": condition_of(model),
         **{name: figures_of(value) for name, value in found.items()},
+        **(of_text(found["elbo"], x, model.scaling) if is_text(model) else {}),
         "settings": _settings(options, model, found),
         "written": [str(path) for path in written],
     }
@@ -135,13 +153,36 @@ def _check(options: Options) -> None:
         require_matplotlib()
 
 
+def _fitting(options: Options, model: "Model") -> Options:
+    """The options for this model: of categories the bound alone. Raises `ConfigurationError` where they do not fit it."""
+    from ornstein.processes import Product
+
+    if options.unknown is not None and not is_text(model):
+        raise ConfigurationError("got --unknown for a model that is not of text, expected one of a .txt file: leave it out")
+    if not is_categorical(model):
+        return options
+    if isinstance(model.process, Product):
+        raise ConfigurationError(
+            "got a model of a mixed table, whose numbers have a density and whose categories a probability, expected a model of "
+            "one or the other: compare its samples by ornstein evaluate"
+        )
+    if options.bound == "ode":
+        raise ConfigurationError("got --bound ode for a model of categories, which have no ODE; expected --bound elbo")
+    options = replace(options, bound="elbo")
+    _check(options)
+    return options
+
+
 def _examples(options: Options, model: "Model") -> "tuple[Tensor, Tensor | None, str, bool]":
     """Held-out examples in raw units, evenly spread, with their conditions where the model was trained on such."""
     import torch
 
-    dataset, source, own = against(model, options.data)
+    dataset, source, own = against(model, options.data, options.unknown)
+    for note in dataset.notes if is_text(model) else ():
+        say(f"note: {note}")
     held = len(dataset.test)
-    n = min(USUAL, held) if options.n is None else options.n
+    usual = max(USUAL, math.ceil(TOKENS / model.shape[0])) if is_text(model) else USUAL
+    n = min(usual, held) if options.n is None else options.n
     if n > held:
         raise ConfigurationError(f"got -n {n}, expected at most the {held} held-out examples of {source}")
     rows = torch.arange(n) * held // n  # held-out data may be sorted by class
@@ -158,8 +199,11 @@ def _examples(options: Options, model: "Model") -> "tuple[Tensor, Tensor | None,
 def _bound(options: Options, model: "Model", x: "Tensor", cond: "Tensor | None") -> "Bound":
     from ornstein.likelihood import elbo
 
-    terms = None if options.per_step or not options.terms else options.terms
+    few = FEW_TERMS if is_categorical(model) else TERMS
+    terms = None if options.per_step or options.terms == 0 else few if options.terms is None else options.terms
     steps = _steps(options, model)
+    if steps == math.inf and terms is None:
+        raise ConfigurationError("got --terms 0 in continuous time, which has no last term; expected --steps with it, or --terms 128")
     return elbo(model, x, steps=steps, terms=terms, cond=cond, seed=options.seed, batch_size=options.batch_size)
 
 
@@ -183,9 +227,12 @@ def _density(options: Options, model: "Model", x: "Tensor", cond: "Tensor | None
     )
 
 
-def _steps(options: Options, model: "Model") -> int:
-    """The length of the chain: a table has its own."""
-    return int(getattr(model.process.schedule, "steps", options.steps))
+def _steps(options: Options, model: "Model") -> float:
+    """The length of the chain: a table has its own; of categories it is infinite where nothing asks for steps."""
+    if is_categorical(model):
+        usual = STEPS if options.per_step else math.inf
+        return model.process.steps or (usual if options.steps is None else options.steps)
+    return int(getattr(model.process.schedule, "steps", STEPS if options.steps is None else options.steps))
 
 
 def _settings(options: Options, model: "Model", found: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +240,7 @@ def _settings(options: Options, model: "Model", found: dict[str, Any]) -> dict[s
     used: dict[str, Any] = {"seed": options.seed}
     if "elbo" in found:
         steps, terms = _steps(options, model), round(found["elbo"].calls) - 1
-        used |= {"steps": steps, "terms": terms if terms < steps - 1 else "all"}
+        used |= {"steps": "continuous time" if steps == math.inf else steps, "terms": terms if terms < steps - 1 else "all"}
     if "ode" in found:
         probes = options.probes if options.trace == "hutchinson" or options.probes > 1 else None
         used |= {

@@ -1,5 +1,6 @@
 """Where samples go: what is written by the name the user gives."""
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,19 @@ if TYPE_CHECKING:
     from ornstein.checkpoints import Model
 
 LARGEST_ROW = 20  # pictures in a row of a grid with a column a class
-KINDS = {".npz": "arrays", ".png": "grid", **dict.fromkeys(TABLES, "table")}
-USUAL = {"image": ".png", "table": ".csv", "array": ".npz"}
+KINDS = {".npz": "arrays", ".npy": "array", ".png": "grid", ".txt": "text", ".jsonl": "lines", **dict.fromkeys(TABLES, "table")}
+USUAL = {"image": ".png", "table": ".csv", "array": ".npz", "text": ".txt"}
+FITS = {
+    "image": ("arrays", "array", "grid", "folder"),
+    "table": ("arrays", "table"),
+    "array": ("arrays", "array"),
+    "text": ("text", "lines", "arrays", "array"),
+}
 FITTING = {
-    "image": "FILE.npz, FILE.png or a folder, a name without an ending",
+    "image": "FILE.npz, FILE.npy, FILE.png or a folder, a name without an ending",
     "table": "FILE.csv, FILE.csv.gz, FILE.parquet or FILE.npz",
-    "array": "FILE.npz",
+    "array": "FILE.npz or FILE.npy",
+    "text": "FILE.txt, FILE.jsonl (a string a line), FILE.npz or FILE.npy (tokens)",
 }
 
 
@@ -35,9 +43,8 @@ def destination(out: Path | None, run: Path, model: "Model", overwrite: bool) ->
         while (path := run / f"samples-{count}{USUAL[data]}").exists():
             count += 1
         return path
-    fits = {"image": ("arrays", "grid", "folder"), "table": ("arrays", "table"), "array": ("arrays",)}[data]
-    if _kind(out) not in fits:
-        what = {"image": "images", "table": "rows of a table", "array": "arrays"}[data]
+    if _kind(out) not in FITS[data]:
+        what = {"image": "images", "table": "rows of a table", "array": "arrays", "text": "texts"}[data]
         raise ConfigurationError(f"got --out {out} for samples that are {what}, expected {FITTING[data]}")
     if out.is_dir() and any(out.iterdir()):
         raise ConfigurationError(f"{out} is a folder that exists already and is not empty; give another name")
@@ -52,6 +59,10 @@ def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> N
     if kind == "arrays":
         labelled = {} if labels is None else {"labels": labels.numpy()}
         write_arrays(path, {"samples": x.numpy(), **labelled})
+    elif kind == "array":
+        write_arrays(path, x.numpy())
+    elif kind in ("text", "lines"):
+        write_texts(path, texts_of(model, x))
     elif kind == "table":
         from ornstein.data import TableScaling
 
@@ -61,21 +72,47 @@ def write(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model") -> N
         _write_pictures(path, x, labels, model, kind == "grid")
 
 
-def write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
-    """Write an .npz file, whole or not at all."""
+def texts_of(model: "Model", x: "Tensor") -> list[str]:
+    """The texts of samples (n, length) of a model of text."""
+    from ornstein.data import Codes
+
+    assert isinstance(model.scaling, Codes)
+    return model.scaling.text(x)
+
+
+def readable(texts: list[str]) -> str:
+    """Texts one below the other, each under a line that numbers it."""
+    return "\n".join(f"--- {number} ---\n{text}" for number, text in enumerate(texts, start=1))
+
+
+def write_texts(path: Path, texts: list[str]) -> None:
+    """Write texts, whole or not at all: by a name that ends in .jsonl a JSON string a line, else to be read."""
+    from ornstein.files import atomic_write
+
+    lines = path.suffix.lower() == ".jsonl"
+    content = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts) if lines else readable(texts) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.encode(errors="surrogatepass"))
+
+
+def write_arrays(path: Path, arrays: "dict[str, np.ndarray] | np.ndarray") -> None:
+    """Write an .npz file, or an .npy file of one array, whole or not at all."""
     import numpy as np
 
     from ornstein.files import atomic_write
 
     with atomic_write(path) as temporary, open(temporary, "wb") as file:  # by a name, numpy would add its own ending
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        if isinstance(arrays, dict):
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            np.save(file, arrays)
 
 
 def _write_pictures(path: Path, x: "Tensor", labels: "Tensor | None", model: "Model", grid: bool) -> None:
-    from ornstein.data import Scaling, to_uint8_images
+    from ornstein.data import Codes, Scaling, to_uint8_images
     from ornstein.plots.grids import image_folder, image_grid
 
-    assert isinstance(model.scaling, Scaling)
+    assert isinstance(model.scaling, Scaling | Codes)
     images = to_uint8_images(model.scaling, x)
     classes = model.classes
     if grid:
@@ -89,15 +126,19 @@ def _write_pictures(path: Path, x: "Tensor", labels: "Tensor | None", model: "Mo
 
 
 def _data(model: "Model") -> str:
-    """What the samples of a model are: image, table or array."""
+    """What the samples of a model are: image, table, text or array."""
+    from ornstein.data import TableScaling
+
     scaling = model.scaling
     if scaling is None:
         return "array"
-    return "image" if scaling.is_image else "table" if scaling.layout == "table" else "array"
+    if getattr(scaling, "vocabulary", None) is not None:
+        return "text"
+    return "image" if scaling.is_image else "table" if isinstance(scaling, TableScaling) else "array"
 
 
 def _kind(path: Path) -> str | None:
-    """What a path asks for: arrays, grid, table, folder, or None."""
+    """What a path asks for: arrays, array, grid, text, lines, table, folder, or None."""
     if path.is_dir():
         return "folder"
     ending = next((e for e in KINDS if path.name.lower().endswith(e)), path.suffix)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ornstein.cli.train import free_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ornstein.likelihood import Bound, Likelihood
 
 LOOSE = 1e-2
@@ -35,6 +37,37 @@ def figures_of(value: "Bound | Likelihood") -> dict[str, Any]:
     return {**figures, "calls": value.calls, "seconds": round(value.seconds, 2), "doubts": value.doubts()}
 
 
+def of_text(bound: "Bound", x: "Tensor", scaling: Any) -> dict[str, Any]:
+    """The bound of windows x (n, length) of text in bits: per token, and per character, of which they hold so many.
+
+    Both are ratios of sums over the windows, sum b_i / sum c_i = r; the standard error is that of the mean of b_i - r c_i over the
+    mean of c_i. None for one window.
+    """
+    import torch
+
+    bits = -bound.total / math.log(2)
+    tokens = torch.full_like(bits, x.shape[1])
+    characters = torch.tensor([scaling.vocabulary.characters(row[None]) for row in x], dtype=bits.dtype)
+    found: dict[str, Any] = {}
+    for unit, count in (("token", tokens), ("character", characters)):
+        ratio = float(bits.sum() / count.sum())
+        spread = float((bits - ratio * count).std() / (count.mean() * len(bits) ** 0.5)) if len(bits) > 1 else None
+        found |= {f"bits_per_{unit}": ratio, f"bits_per_{unit}_error": spread}
+    return {**found, "tokens": int(tokens.sum()), "characters": int(characters.sum())}
+
+
+def _in_bits(result: dict[str, Any]) -> list[str]:
+    """What `of_text` found, to read."""
+    if "bits_per_token" not in result:
+        return []
+    told = []
+    for unit in ("token", "character"):
+        error = result[f"bits_per_{unit}_error"]
+        told.append(f"{result[f'bits_per_{unit}']:.4f}{'' if error is None else f' +- {error:.2g}'} bits per {unit}")
+    counted = f"{result['tokens']} tokens, {result['characters']} characters"
+    return [f"at most {', '.join(told)} ({counted})"]
+
+
 def table(found: "dict[str, Bound | Likelihood]", result: dict[str, Any]) -> str:
     """The figures found, and what is to be said of them; `result` is the record for JSON."""
     rows: list[tuple[str, ...]] = [("log p(x)", "nats", "+-", "bits/dim", "+-", "calls", "seconds")]
@@ -60,7 +93,8 @@ def table(found: "dict[str, Bound | Likelihood]", result: dict[str, Any]) -> str
     given = {"labels": ", given their labels", "arrays": ", given their conditions"}.get(result["condition"], "")
     whose = f"{result['n']} held-out examples of {result['data']}{given}, {some.dims} dimensions, {what}"
     head = f"{result['run']}, step {result['step']}: {whose}"
-    notes = [f"settings: {', '.join(f'{name} {value}' for name, value in result['settings'].items())}"]
+    notes = _in_bits(result)
+    notes += [f"settings: {', '.join(f'{name} {value}' for name, value in result['settings'].items())}"]
     notes += [f"note: {doubt}" for value in found.values() for doubt in value.doubts()]
     if result["settings"].get("tolerance", 0) > LOOSE:
         notes.append(

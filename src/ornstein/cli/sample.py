@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ornstein.cli.common import Outcome, hint, parse, rank
+from ornstein.cli.common import Outcome, hint, parse, rank, say
 from ornstein.cli.drawing import Chosen, SamplingOptions, Unfinished, choose, draw
 from ornstein.cli.guiding import GuidanceOptions, classes_of, guided
-from ornstein.cli.outputs import destination, write, write_arrays
+from ornstein.cli.outputs import destination, readable, texts_of, write, write_arrays
+from ornstein.cli.prompting import PromptingOptions, is_text, prompted, refuse_foreign
 from ornstein.cli.steering import SteeringOptions, read_raw, steer
 from ornstein.errors import ConfigurationError, NumericalError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ornstein.samplers import Samples
 
 PROG = "ornstein sample"
-N, POINTS = 64, 8
+N, POINTS, TEXTS = 64, 8, 4
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,25 @@ class Options:
     - ornstein sample runs/digits-1 --class 7 --guidance 2 --out sevens/
     - ornstein sample runs/digits-1 --inpaint digit.png --mask mask.png --resamplings 10
     - ornstein sample runs/digits-1 --reference digit.png --factor 2
+    - ornstein sample runs/plays-1 -n 4 --length 400 --prompt "KING:"
+    - ornstein sample runs/plays-1 --template "To be, or ______ to be" --temperature 0.8
     """
 
     run: Positional[Path]
     """The run folder."""
     out: Annotated[
-        Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png, .csv or .npz, then -2, ..."))
+        Path | None, arg(metavar="NAME", **hint("default: RUN/samples-1.png, .csv, .txt or .npz, then -2, ..."))
     ] = None
-    """What to write, by its ending: .npz (`samples`, `labels`), .png (a grid), a folder (PNGs), .csv or .parquet (a table)."""
+    """What to write, by its ending: .npz (`samples`, `labels`), .npy, .png (a grid), a folder (PNGs), .csv or .parquet (a table),
+    .txt or .jsonl (texts, to read or a JSON string a line)."""
     overwrite: Annotated[bool, arg(**hint())] = False
     """Replace the file where it exists; a folder is never replaced."""
     n: Annotated[
-        int | None, arg(aliases=["-n"], **hint(f"default: {N}; the rows of --cond; {POINTS} with --interpolate"))
+        int | None,
+        arg(
+            aliases=["-n"],
+            **hint(f"default: {N}; {TEXTS} of text; the rows of --cond; {POINTS} with --interpolate"),
+        ),
     ] = None
     """How many samples."""
     class_: Annotated[str | None, arg(name="class", metavar="CLASS", **hint("default: as often as in the data"))] = None
@@ -58,6 +66,7 @@ class Options:
     """Print one JSON object on stdout, and nothing else."""
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     steering: SteeringOptions = field(default_factory=SteeringOptions)
+    prompting: PromptingOptions = field(default_factory=PromptingOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
@@ -71,15 +80,17 @@ def main(argv: list[str]) -> Outcome:
 
     group = join(options.sampling.device)
     model = checkpoints.load(options.run, group.device(options.sampling.device), options.sampling.ema)
+    _refuse(options, model)
     path = group.same(destination(options.out, options.run, model, options.overwrite))
-    denoiser, steering = guided(model, options.guidance), steer(model, options.steering)
+    asked = prompted(model, guided(model, options.guidance), steer(model, options.steering), options.prompting)
+    model, denoiser, steering = asked.model, asked.denoiser, asked.steering
     cond, n = _condition(options, model, path)
     labels = cond if options.cond is None and classes_of(model, options.guidance) == model.classes else None
     if options.interpolate is not None:
         outcome = _interpolated(options, model, denoiser, path, cond)
         group.leave()
         return outcome
-    chosen = choose(model, options.run, options.sampling, denoiser, steering)
+    chosen = choose(model, options.run, options.sampling, denoiser, steering, asked.drawn)
     with together(group, lambda: f"No file was written; start again to have {path}"):
         try:
             drawn = draw(denoiser, chosen, options.sampling, n, cond, group, steering)
@@ -89,7 +100,27 @@ def main(argv: list[str]) -> Outcome:
             write(path, drawn.x, labels, model)
         group.leave()
     said = {"processes": group.size, "guidance": getattr(denoiser, "scale", None), "strength": steering.begin}
+    if is_text(model):
+        return _told(options, model, path, drawn, chosen, said)
     return _outcome(options, model.step, path, drawn, chosen, said)
+
+
+def _refuse(options: Options, model: "Model") -> None:
+    """Raise `ConfigurationError` for options of another kind of model."""
+    others = {"threshold": options.sampling.threshold, "interpolate": options.interpolate}
+    refuse_foreign(model, options.prompting, options.steering, options.guidance.asked, others)
+
+
+def _told(
+    options: Options, model: "Model", path: Path, drawn: "Samples", chosen: Chosen, said: dict[str, Any]
+) -> Outcome:
+    """Texts are themselves the outcome; where they were written to is a remark."""
+    texts, asked = texts_of(model, drawn.x) if rank() == 0 else [], options.prompting
+    given = {name: getattr(asked, name) for name in ("prompt", "template", "temperature", "top_p")}
+    outcome = _outcome(options, model.step, path, drawn, chosen, {**said, **given, "texts": texts})
+    if not options.json:
+        say(outcome.text)
+    return Outcome(outcome.result, readable(texts), options.json)
 
 
 def _outcome(
@@ -128,7 +159,8 @@ def _condition(options: Options, model: "Model", path: Path) -> "tuple[Tensor | 
 
     from ornstein.data import class_index
 
-    kind, n = model.config["options"]["model"]["condition"], options.n or (POINTS if options.interpolate else N)
+    usual = POINTS if options.interpolate else TEXTS if is_text(model) else N
+    kind, n = model.config["options"]["model"]["condition"], options.n or usual
     if options.cond is not None and kind != "arrays":
         raise ConfigurationError(
             f"got --cond {options.cond} for a model trained without; train with --condition arrays"
@@ -204,7 +236,9 @@ def _unfinished(path: Path, error: NumericalError) -> NumericalError:
     arrays = {} if found.samples is None else {"samples": found.samples.numpy()}
     parts = [] if found.samples is None else [f"the {len(found.samples)} samples finished before (samples)"]
     if found.state is not None:
-        arrays |= {"state": found.state.x.float().cpu().numpy(), "t": np.float64(found.state.t)}
+        state = found.state.x
+        states = {f"state {key}": x for key, x in state.items()} if isinstance(state, dict) else {"state": state}
+        arrays |= {key: x.float().cpu().numpy() for key, x in states.items()} | {"t": np.float64(found.state.t)}
         parts.append("the last good state of the others, in model units (state, t)")
     if not arrays:
         return error

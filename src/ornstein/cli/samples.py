@@ -1,5 +1,6 @@
 """Samples that a file holds: what `ornstein sample` wrote, as raw examples of the run's model."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,18 +12,20 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ornstein.data import Scaling, TableScaling
+    from ornstein.data import Codes, Scaling, TableScaling
     from ornstein.data.kinds import Column
     from ornstein.data.survey import Source
 
 
-def read(path: Path, scaling: "Scaling | TableScaling") -> "Tensor":
-    """The samples (n, *scaling.raw_shape) in an .npz file, or in a table for a model of tables.
+def read(path: Path, scaling: "Scaling | TableScaling | Codes") -> "Tensor":
+    """The samples (n, *scaling.raw_shape) in an .npz file, in a table for a model of tables, in a .jsonl file for one of text.
 
     Raises DataError for a file that cannot be read, or that holds samples of another kind than the model's.
     """
     from ornstein.data import TableScaling
 
+    if path.suffix.lower() == ".jsonl":
+        return _read_texts(path, scaling)
     if not path.name.lower().endswith(TABLES):
         return _read_arrays(path, scaling)
     if not isinstance(scaling, TableScaling):
@@ -30,7 +33,7 @@ def read(path: Path, scaling: "Scaling | TableScaling") -> "Tensor":
     return _read_table(path, scaling)
 
 
-def _read_arrays(path: Path, scaling: "Scaling | TableScaling") -> "Tensor":
+def _read_arrays(path: Path, scaling: "Scaling | TableScaling | Codes") -> "Tensor":
     import numpy as np
     import torch
 
@@ -42,12 +45,31 @@ def _read_arrays(path: Path, scaling: "Scaling | TableScaling") -> "Tensor":
             f"{path} has no array 'samples' ({error}); expected an .npz file of `ornstein sample`"
         ) from None
     got, expected = str(samples.dtype).removeprefix("torch."), scaling.dtype
-    if tuple(samples.shape[1:]) != scaling.raw_shape or got != expected:
+    text = getattr(scaling, "vocabulary", None) is not None  # which may be of another length
+    if (samples.ndim != 2 if text else tuple(samples.shape[1:]) != scaling.raw_shape) or got != expected:
         raise DataError(
             f"{path} holds {got} samples of shape {tuple(samples.shape[1:])}, expected {expected} of "
             f"{scaling.raw_shape}, as this run makes them"
         )
     return samples
+
+
+def _read_texts(path: Path, scaling: "Scaling | TableScaling | Codes") -> "Tensor":
+    """The tokens of texts, a JSON string a line, all of one length."""
+    import torch
+
+    vocabulary = getattr(scaling, "vocabulary", None)
+    if vocabulary is None:
+        raise DataError(f"{path} holds texts, which this run does not make; expected an .npz file of `ornstein sample`")
+    try:
+        texts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [vocabulary.encode(text, where=f"{path}, line {number}") for number, text in enumerate(texts, start=1)]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as texts ({error}); expected a JSON string a line, as --out FILE.jsonl writes") from None
+    if not rows or len({len(row) for row in rows}) > 1:
+        lengths = sorted({len(row) for row in rows})
+        raise DataError(f"{path} has {len(rows)} texts of {lengths} tokens; expected texts of one length, as `ornstein sample` makes them")
+    return torch.stack(rows)
 
 
 def _read_table(path: Path, scaling: "TableScaling") -> "Tensor":

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ornstein.config import DataOptions
+from ornstein.data.codes import Codes
 from ornstein.data.dataset import Dataset, Part, assemble, finite_rows
-from ornstein.data.scaling import SERIES_NOTE
+from ornstein.data.scaling import SERIES_NOTE, infer_layout
 from ornstein.errors import DataError
 
 # Names looked for, in this order: training examples, their labels, held-out examples, their labels.
@@ -36,7 +37,7 @@ def load_arrays(path: Path, seed: int, options: DataOptions) -> Dataset:
     .npy: the examples, without labels. .npz: one of the sets of names in `NAMES` (labels and held-out part may be
     missing), or a single array of any name; beside them conditions, by the names in `CONDITIONS`. Types: uint8 (n, h, w) and
     (n, h, w, c) are images of 256 levels, booleans the same with 2; floats are continuous, (n, length, channels) series, and
-    come back with their axes; other integers are taken as continuous numbers.
+    come back with their axes; other integers are taken as continuous numbers, or with `options.integers` "codes" as codes.
 
     Raises DataError for a file that cannot be read, names that are not known, series of different lengths, arrays of a
     shape or type that cannot be trained on, labels that do not fit the examples, and NaN or inf, unless
@@ -106,12 +107,15 @@ def _dataset(
     conditions: tuple[str | None, str | None] = (None, None),
 ) -> Dataset:
     notes = [f"ignored the arrays {', '.join(ignored)}"] if ignored else []
-    parts, levels = [], None
+    parts, levels, codes = [], None, None
+    if options.integers == "codes":
+        named = [(f"{path} [{name}]" if name else str(path), arrays[name]) for name in names[::2] if name is not None]
+        codes = _as_codes(named[0], named[1] if len(named) == 2 else None)
     for examples, labels, cond in ((*names[:2], conditions[0]), (*names[2:], conditions[1])):
         if examples is None:
             continue
         source = f"{path} [{examples}]" if examples else str(path)
-        x, levels, note = as_examples(arrays[examples], source)
+        x, levels, note = as_examples(arrays[examples], source, codes)
         notes += [note] if note and note not in notes else []
         part = Part(
             x,
@@ -119,9 +123,56 @@ def _dataset(
             source,
             cond=None if cond is None else as_condition(arrays[cond], f"{path} [{cond}]"),
         )
-        parts.append(part if levels is not None else part.finite(options.skip_bad))
+        parts.append(part if levels is not None or codes is not None else part.finite(options.skip_bad))
     test = parts[1] if len(parts) == 2 else None
-    return assemble(path.name, parts[0], test, seed=seed, holdout=options.holdout, levels=levels, notes=tuple(notes))
+    return assemble(
+        path.name,
+        parts[0],
+        test,
+        seed=seed,
+        holdout=options.holdout,
+        levels=levels,
+        notes=tuple(notes),
+        scaling=codes,
+    )
+
+
+def _as_codes(train: tuple[str, np.ndarray], test: tuple[str, np.ndarray] | None) -> Codes | None:
+    """The codes 0 .. max of integers, named for messages; None for images and booleans, which stay so.
+
+    The maximum is over all examples that training ones are drawn from. Raises DataError for floats, negative values,
+    held-out values above that maximum, and values that are all 0.
+    """
+    array = train[1]
+    if array.dtype == np.bool_ or array.ndim < 2 or not array.size:
+        return None
+    if array.dtype == np.uint8 and infer_layout(torch.empty(array.shape, dtype=torch.uint8, device="meta")) != "plain":
+        return None
+    _check_codes(*train)
+    most = int(array.max())
+    if test is not None:
+        _check_codes(*test, most, train[0])
+    if most < 1:
+        raise DataError(f"{train[0]}: got codes that are all 0, expected data that vary")
+    narrow = array.dtype.itemsize <= 4 and most <= np.iinfo(np.int32).max
+    dtype = "uint8" if array.dtype == np.uint8 else "int32" if narrow else "int64"
+    return Codes(tuple(array.shape[1:]), "plain", most + 1, dtype)
+
+
+def _check_codes(source: str, array: np.ndarray, most: int = np.iinfo(np.int64).max - 1, largest_of: str = "") -> None:
+    """Raise DataError, naming value and place, where `array` holds other than the integers 0 .. most."""
+    if array.dtype.kind not in "iu":
+        raise DataError(
+            f"{source}: got values of type {array.dtype}, expected integers, which --integers codes and a discrete --process "
+            "need: give integers, or leave these options out"
+        )
+    if array.size and (array.min() < 0 or array.max() > most):
+        place = np.argwhere((array < 0) | (array > most))[0].tolist()
+        why = f" (the largest of {largest_of})" if largest_of else ""
+        raise DataError(
+            f"{source}: got the value {array[tuple(place)]} at {place} (counted from 0), expected codes 0 to {most}{why}: "
+            "number the categories from 0, and give all of them in training"
+        )
 
 
 def as_condition(array: np.ndarray, source: str) -> Tensor:
@@ -141,8 +192,10 @@ def _as_labels(labels: np.ndarray) -> np.ndarray:
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
-def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str]:
+def as_examples(array: np.ndarray, source: str, codes: Codes | None = None) -> tuple[Tensor, int | None, str]:
     """A numpy array as raw examples: the tensor (uint8, float32 or float64), its levels, and a note for the user or "".
+
+    codes: what integers are, where they are codes: the tensor is of its type.
 
     Raises DataError where it cannot be trained on: no axis of features, a type that is not a number.
     """
@@ -153,6 +206,8 @@ def as_examples(array: np.ndarray, source: str) -> tuple[Tensor, int | None, str
             f"{source}: array of shape {array.shape}; expected (n, features), (n, height, width), ...; "
             "for single numbers use x.reshape(-1, 1)"
         )
+    if codes is not None:
+        return torch.from_numpy(np.require(array, codes.dtype, ["C", "W"])), None, ""
     levels: int | None = None
     dtype, notes = "float32", []
     if array.dtype == np.bool_ or array.dtype == np.uint8:

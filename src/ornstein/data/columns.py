@@ -24,6 +24,8 @@ from ornstein.files import atomic_write
 if TYPE_CHECKING:
     import pandas
 
+    from ornstein.data.codes import Codes
+
 
 @dataclass(frozen=True)
 class TableScaling:
@@ -164,7 +166,7 @@ class TableScaling:
             else:
                 frame.to_csv(temporary, index=False, compression="gzip" if name.endswith(".gz") else None)
 
-    def require_same(self, other: "Scaling | TableScaling") -> None:
+    def require_same(self, other: "Scaling | TableScaling | Codes") -> None:
         """Raise DataError, naming the column, where raw examples of `other` mean something else than those of this."""
         if not isinstance(other, TableScaling) or other.names != self.names:
             got = ", ".join(other.names) if isinstance(other, TableScaling) else "no table"
@@ -197,11 +199,6 @@ class TableScaling:
         if isinstance(label, Numeric):
             raise ConfigurationError(f"a table's label {label.name!r} is a column of numbers; expected categories")
         return cls(tuple(map(from_plain, values["columns"])), values["sigma_data"], label, values["place"])
-
-
-def read_scaling(values: Mapping[str, Any]) -> Scaling | TableScaling:
-    """The scaling that a `to_dict` wrote, of a table or of anything else. Raises ConfigurationError on other fields."""
-    return (TableScaling if values.get("layout") == TableScaling.layout else Scaling).from_dict(values)
 
 
 def require_pandas() -> Any:

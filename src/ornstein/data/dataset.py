@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ornstein.data.codes import Codes, tokens_under
 from ornstein.data.scaling import Scaling
 from ornstein.data.streaming import Stream, spread
 from ornstein.errors import ConfigurationError, DataError, nearest
@@ -31,7 +32,7 @@ class Dataset:
     train_labels, test_labels: int64 (n,) class indices into `classes`, or None where the data have no labels.
     train_cond, test_cond: what else is given with each example, (n, ...) as it was read: vectors of floats, uint8 images.
     classes: names of the classes, in the order of their indices.
-    scaling: raw data <-> model units, measured on `train`.
+    scaling: raw data <-> model units, measured on `train`; of text and integer codes, `Codes`.
     notes: what a user should know of how the data were read (one sentence each).
     skipped: how many examples were passed over because they could not be read; streams count theirs as they read.
     """
@@ -42,7 +43,7 @@ class Dataset:
     train_labels: Tensor | None
     test_labels: Tensor | None
     classes: tuple[str, ...]
-    scaling: "Scaling | TableScaling"
+    scaling: "Scaling | TableScaling | Codes"
     notes: tuple[str, ...] = ()
     skipped: int = 0
     train_cond: Tensor | None = None
@@ -51,16 +52,17 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the training examples, labels and conditions, shapes and types, and of what their codes mean (the
-        names of classes, the columns of a table and their categories): tells whether data are the same.
+        names of classes, the columns of a table and their categories, a vocabulary): tells whether data are the same.
 
-        Of a stream its `digest` stands for the examples, so the same data have another fingerprint when streamed.
+        Of a stream its `digest` stands for the examples, so the same data have another fingerprint when streamed; of
+        overlapping windows the tokens under them do.
         """
         digest = hashlib.sha256()
         for examples in (self.train, self.train_labels, self.train_cond):
             if examples is not None:
                 digest.update(f"{examples.dtype} {tuple(examples.shape)};".encode())
                 if isinstance(examples, Tensor):
-                    digest.update(examples.cpu().contiguous().numpy().data.cast("B"))
+                    digest.update(tokens_under(examples).cpu().contiguous().numpy().data.cast("B"))
                 else:
                     digest.update(examples.digest().encode())
         meaning = self._meaning()
@@ -69,20 +71,30 @@ class Dataset:
         return digest.hexdigest()
 
     def _meaning(self) -> list[list[Any]]:
-        """Names of the classes, then of a table its columns by name with their categories; lists that JSON can hold."""
+        """Names of the classes, then of a table its columns by name with their categories, of text the vocabulary, for JSON."""
         if isinstance(self.scaling, Scaling):
             return [list(self.classes), []]
+        if isinstance(self.scaling, Codes):
+            vocabulary = self.scaling.vocabulary
+            return [list(self.classes), [] if vocabulary is None else [vocabulary.to_dict()]]
         columns = [[column.name, getattr(column, "values", None)] for column in self.scaling.columns]
         return [list(self.classes), [*columns, getattr(self.scaling.label, "name", None)]]
 
     def describe(self) -> str:
-        """One line: name, counts, shape, classes, sigma_data, notes."""
+        """One line: name, counts, shape, classes, sigma_data, notes; of text the windows and the vocabulary."""
         scaling = self.scaling
+        if isinstance(scaling, Codes) and scaling.vocabulary is not None:
+            unit = scaling.vocabulary.kind
+            windows = f"{len(self.train)} training + {len(self.test)} held-out windows of {scaling.dims} {unit}"
+            return "; ".join((f"{self.name}: {windows}, vocabulary of {scaling.levels} {unit}", *self.notes))
         size = " x ".join(map(str, scaling.raw_shape))
         kind = f"{size} images of {scaling.levels} levels" if scaling.is_image else f"{size} {scaling.dtype} values"
         classes = f"{len(self.classes)} classes" if self.classes else "no classes"
-        text = f"{self.name}: {len(self.train)} training + {len(self.test)} held-out examples, {kind}, {classes}, "
-        return "; ".join((f"{text}sigma_data {scaling.sigma_data:.4g}", *self.notes))
+        if isinstance(scaling, Codes) and not scaling.is_image:
+            kind = f"{size} codes of {scaling.levels} levels"
+        last = "" if isinstance(scaling, Codes) else f", sigma_data {scaling.sigma_data:.4g}"
+        text = f"{self.name}: {len(self.train)} training + {len(self.test)} held-out examples, {kind}, {classes}{last}"
+        return "; ".join((text, *self.notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +150,14 @@ def assemble(
     levels: int | None = None,
     per_feature: bool = True,
     notes: tuple[str, ...] = (),
+    scaling: Codes | None = None,
 ) -> Dataset:
     """Split, number the classes and measure the scaling: the way from what a file holds to a `Dataset`.
 
     `test` is the held-out part where the source has one of its own; else the fraction `holdout` of `part` is held out,
     drawn by `seed` with each class in proportion. The scaling of a stream is measured on at most 10,000 of its rows (and
-    1 GiB), evenly spread. Raises DataError where too few examples remain, where parts do not
-    match or where the data cannot be scaled; ConfigurationError for a `holdout` that makes no sense.
+    1 GiB), evenly spread; data of codes bring `scaling` with them. Raises DataError where too few examples remain, parts do
+    not match or the data cannot be scaled; ConfigurationError for a `holdout` that makes no sense.
     """
     skipped, notes = part.skipped, (*notes, *part.notes)
     if test is not None:
@@ -165,17 +178,19 @@ def assemble(
             f"of {tuple(test.x.shape[1:])} and {test.x.dtype} ({test.source}); expected the same for both"
         )
     train_labels, test_labels, classes = _number_classes(part, test)
-    x, note = _measured(part.x)
+    labels = (train_labels, test_labels)
+    if scaling is not None:
+        return Dataset(name, part.x, test.x, *labels, classes, scaling, notes, skipped, part.cond, test.cond)
+    x, note = measured_on(part.x)
     notes = (*notes, note) if note else notes
     try:
-        scaling = Scaling.measure(x, levels=levels, per_feature=per_feature)
+        measured = Scaling.measure(x, levels=levels, per_feature=per_feature)
     except DataError as error:
         raise DataError(f"{part.source}: {error}") from None
-    labels = (train_labels, test_labels)
-    return Dataset(name, part.x, test.x, *labels, classes, scaling, notes, skipped, part.cond, test.cond)
+    return Dataset(name, part.x, test.x, *labels, classes, measured, notes, skipped, part.cond, test.cond)
 
 
-def _measured(x: Tensor | Stream) -> tuple[Tensor, str]:
+def measured_on(x: Tensor | Stream) -> tuple[Tensor, str]:
     """What of the training examples the scaling is measured on, and a note where that is not all of them."""
     if isinstance(x, Tensor):
         return x, ""

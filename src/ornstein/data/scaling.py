@@ -12,13 +12,16 @@ log-density in model units becomes one in raw units by adding `log_det()`.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ornstein.errors import ConfigurationError, DataError, NumericalError
+
+if TYPE_CHECKING:
+    from ornstein.data.codes import Codes
 
 IMAGES = ("hw", "hwc", "chw")
 LAYOUTS = (*IMAGES, "lc", "plain")
@@ -246,7 +249,7 @@ def infer_layout(raw: Tensor) -> str:
     return "chw" if raw.ndim == 4 and raw.shape[1] in (1, 3, 4) else "plain"
 
 
-def to_uint8_images(scaling: Scaling, raw: Tensor) -> Tensor:
+def to_uint8_images(scaling: "Scaling | Codes", raw: Tensor) -> Tensor:
     """Raw images -> uint8 (n, h, w) or (n, h, w, c) from 0 (black) to 255 (white), for pictures.
 
     value = round(255 raw / (levels - 1)). Raises DataError where the data are not images.

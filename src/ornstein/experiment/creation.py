@@ -10,10 +10,11 @@ import torch
 from ornstein import checkpoints, logs, networks, priors
 from ornstein.classifiers import Classifier
 from ornstein.config import RunOptions, restored, seconds, with_options
-from ornstein.data import Conditioning, Dataset, Scaling, TableScaling, load_dataset, require_labels
-from ornstein.denoisers import Denoiser
+from ornstein.data import Codes, Conditioning, Dataset, load_dataset, require_labels
+from ornstein.denoisers import Denoiser, TrainedDenoiser
 from ornstein.errors import CheckpointError, ConfigurationError, DataError
-from ornstein.experiment.aims import condition_of, is_classifier, learns_variance, objective
+from ornstein.experiment.aims import condition_of, is_classifier, is_discrete, learns_variance, objective
+from ornstein.experiment.categories import as_states, build_categories
 from ornstein.experiment.experiment import Experiment
 from ornstein.files import held, is_leftover, sweep
 from ornstein.noise import fold
@@ -42,7 +43,7 @@ def begin(made: Experiment) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder):
             _check_free(folder)  # again: loading the data took its time
-            priors.write(folder, made.run.denoiser.process.base)
+            priors.write(folder, getattr(made.run.denoiser.process, "base", None))
             checkpoints.write_config(folder, made.config)
     made.run.group.wait()
 
@@ -66,7 +67,7 @@ def prepare(options: RunOptions, folder: Path, group: Group | None = None) -> Ex
     denoiser = build(options, dataset, group)
     conditioning = conditioning_of(options, dataset)
     model = checkpoints.describe(denoiser, dataset.scaling, dataset.classes, conditioning)
-    run = Run(denoiser, objective(options, dataset.scaling, denoiser.process.schedule), options.training, group)
+    run = Run(denoiser, objective(options, dataset.scaling, denoiser.process), options.training, group)
     labels = dataset.train_labels
     data = {
         "name": dataset.name,
@@ -100,9 +101,9 @@ def resume(
     dataset = dataclasses.replace(dataset, scaling=scaling)
     check_batch(options.training.batch_size, len(dataset.train))
     saved = bool(checkpoints.checkpoints(folder))  # if not, it starts again: first weights are a function of the seed
-    denoiser = denoiser if saved else build(options, dataset, group, denoiser.process.base)
+    denoiser = denoiser if saved else build(options, dataset, group, getattr(denoiser.process, "base", None))
     denoiser.to(group.device(options.training.device))
-    run = Run(denoiser, objective(options, scaling, denoiser.process.schedule), options.training, group)
+    run = Run(denoiser, objective(options, scaling, denoiser.process), options.training, group)
     if saved:
         tensors, counters = checkpoints.read(folder)
         run.restore(tensors, counters)
@@ -120,9 +121,13 @@ def resume(
     return Experiment(folder, options, config, dataset, run, notes)
 
 
-def build(options: RunOptions, dataset: Dataset, group: Group | None = None, base: Any = None) -> Denoiser:
+def build(options: RunOptions, dataset: Dataset, group: Group | None = None, base: Any = None) -> TrainedDenoiser:
     """The denoiser that the options describe for a data set, with fresh weights that are a function of the seed; a
     `Classifier` where the objective is that of one. The base is measured on the data where it is not given."""
+    if is_discrete(options):
+        torch.manual_seed(fold(options.training.seed, INITIAL))
+        made = build_categories(options, dataset, _sizes(options, dataset)["classes"])
+        return made.to((group or Group()).device(options.training.device))
     scaling, learned, classifies = dataset.scaling, learns_variance(options), is_classifier(options)
     facts = {**_sizes(options, dataset), "shape": scaling.shape, "dims": len(scaling.shape) - 1}
     channels = scaling.shape[0]
@@ -189,12 +194,20 @@ def _check_free(folder: Path) -> None:
 
 
 def _load(options: RunOptions) -> Dataset:
-    return load_dataset(options.data, seed=options.training.seed, options=options.reading)
+    reading, discrete = options.reading, is_discrete(options)
+    if discrete and options.data.lower().endswith((".npy", ".npz")):
+        reading = dataclasses.replace(reading, integers="codes")
+    dataset = load_dataset(options.data, seed=options.training.seed, options=reading)
+    if discrete:
+        return as_states(dataset)
+    if isinstance(dataset.scaling, Codes):
+        raise ConfigurationError(
+            f"got {dataset.name}, which holds codes, for a process of numbers; expected --process absorbing"
+        )
+    return dataset
 
 
-def _check_changed(
-    dataset: Dataset, scaling: Scaling | TableScaling, config: dict[str, Any], folder: Path, allowed: bool
-) -> None:
+def _check_changed(dataset: Dataset, scaling: Any, config: dict[str, Any], folder: Path, allowed: bool) -> None:
     """Raise `CheckpointError` where changed data are of another kind than those of the run, or are not wanted."""
     if not allowed:
         raise CheckpointError(

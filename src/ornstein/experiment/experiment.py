@@ -15,14 +15,14 @@ from tqdm import tqdm
 from ornstein import checkpoints, logs
 from ornstein.classifiers import Classifier
 from ornstein.config import RunOptions, seconds
-from ornstein.data import Conditioning, Dataset, Scaling, to_uint8_images
+from ornstein.data import Codes, Conditioning, Dataset, Scaling, to_uint8_images
 from ornstein.data.streaming import batches, killed_readers_named
 from ornstein.devices import autocast, reason
 from ornstein.errors import CheckpointError, DataError, NumericalError
 from ornstein.experiment.aims import condition_of
 from ornstein.experiment.feed import Feed
 from ornstein.experiment.interrupts import on_interrupt
-from ornstein.files import held
+from ornstein.files import atomic_write, held
 from ornstein.noise import Noise, fold
 from ornstein.parallel import together
 from ornstein.plots.grids import grid_picture, save_picture
@@ -35,6 +35,7 @@ MEASURED = 50  # steps from which a budget learns the speed
 HELD_OUT = 1024  # examples of the validation loss
 VALIDATION, GRID = 3, 4  # streams of the seed
 GRID_SIZE, GRID_CALLS = 64, 20
+TEXTS, TEXT_CALLS = 4, 64
 
 
 class Experiment:
@@ -57,6 +58,8 @@ class Experiment:
         self.condition, saved = condition_of(options), config["model"].get("conditioning")
         conditioning = None if saved is None else Conditioning.from_dict(saved)
         self.feed = Feed(dataset, self.condition, conditioning, run.device)
+        text = getattr(dataset.scaling, "vocabulary", None) is not None
+        self.text, self.unit, self.each = text, "tokens" if text else "images", dataset.scaling.dims if text else 1
         self.last: dict[str, float] = {}
         self._watchers: list[Watcher] = []
 
@@ -78,7 +81,7 @@ class Experiment:
     def train(self, progress: bool = True) -> dict[str, Any]:
         """Train to the last step, or until interrupted (Ctrl-C or SIGTERM finishes the step and saves).
 
-        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s, stopped. On a loss that is not finite
+        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s (of text tokens_per_s), stopped. On a loss that is not finite
         and on data that cannot be read the last good state is saved and `NumericalError` or `DataError` raised.
         """
         began, first, run = time.perf_counter(), self.run.count, self.run
@@ -98,7 +101,7 @@ class Experiment:
             "ema": run.averages.chosen,
             "skipped": skipped,
             "seconds": round(time.perf_counter() - began, 3),
-            "images_per_s": round(made / max(busy, 1e-9), 1),
+            f"{self.unit}_per_s": round(self.each * made / max(busy, 1e-9), 1),
             "device": str(run.device),
             "precision": run.precision,
             "processes": run.group.size,
@@ -167,9 +170,9 @@ class Experiment:
     def _report(self, record: Record, durations: list[float], began: float, bar: tqdm) -> None:
         report, count = self.options.report, record.count
         self.last["loss"] = record.loss
-        speed = self.options.training.batch_size / median(durations[-MEASURED:])
+        speed = self.each * self.options.training.batch_size / median(durations[-MEASURED:])
         bar.update(1)
-        bar.set_postfix_str(f"loss {record.loss:.4f}, {speed:.0f} images/s", refresh=False)
+        bar.set_postfix_str(f"loss {record.loss:.4f}, {speed:.0f} {self.unit}/s", refresh=False)
         fixed = record.total is None and self._fix_total(durations, began)
         last = count == self.run.total
         if fixed:
@@ -231,18 +234,34 @@ class Experiment:
         self._log({**figures, "gradient_noise_scale": found.examples})
 
     def _grid(self) -> None:
-        """A picture grid of samples, where the data are images and the model makes some."""
-        draws = not isinstance(self.run.denoiser, Classifier)
-        if self.dataset.scaling.is_image and self.run.group.main and draws:
+        """A picture grid of samples, where the data are images and the model makes some; of text a few texts."""
+        if not self.run.group.main or isinstance(self.run.denoiser, Classifier):
+            return
+        if self.dataset.scaling.is_image:
             self._attempt("the sample grid", self._draw_grid)
+        elif self.text:
+            self._attempt("the sample texts", self._draw_texts)
+
+    def _draw_texts(self) -> None:
+        scaling = self.dataset.scaling
+        assert isinstance(scaling, Codes)
+        with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
+            x = sample(denoiser, n=TEXTS, calls=TEXT_CALLS, cond=self.feed.shown(TEXTS, self.condition), seed=self._grid_seed()).x
+        texts = "".join(f"--- {i} ---\n{text}\n" for i, text in enumerate(scaling.text(scaling.decode(x.cpu())), start=1))
+        path = self.folder / "samples" / f"step-{self.run.count:08d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(texts.encode(errors="surrogatepass"))
+
+    def _grid_seed(self) -> int:
+        return fold(self.options.training.seed, GRID)
 
     def _draw_grid(self) -> None:
         scaling = self.dataset.scaling
-        assert isinstance(scaling, Scaling)
+        assert isinstance(scaling, Scaling | Codes)
         cond = self.feed.shown(GRID_SIZE, self.condition)
         with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
-            seed = fold(self.options.training.seed, GRID)
-            x = sample(denoiser, n=GRID_SIZE, calls=GRID_CALLS, cond=cond, seed=seed).x
+            x = sample(denoiser, n=GRID_SIZE, calls=GRID_CALLS, cond=cond, seed=self._grid_seed()).x
         picture = grid_picture(to_uint8_images(scaling, scaling.decode(x.cpu())))
         path = self.folder / "samples" / f"step-{self.run.count:08d}.png"
         for watcher in self._watchers:
@@ -254,7 +273,7 @@ class Experiment:
         line = {"loss": loss, "gradient_norm": record.gradient_norm, "learning_rate": record.learning_rate}
         skipped = self.dataset.skipped + self.run.all_skipped()
         counted = {"skipped": skipped} if skipped else {}
-        self._log({**line, "images_per_s": round(speed, 1), **counted, "losses_by_level": levels})
+        self._log({**line, f"{self.unit}_per_s": round(speed, 1), **counted, "losses_by_level": levels})
 
     def _log(self, values: dict[str, Any]) -> None:
         """A line in the log, and the same numbers to those who watch."""

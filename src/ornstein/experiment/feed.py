@@ -1,11 +1,13 @@
 """`Feed`: the examples of a run and their conditions, in model units on its device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ornstein.data import Conditioning, Dataset
+from ornstein.conditions import moved
+from ornstein.data import Codes, Conditioning, Dataset, MixedScaling, placed
 from ornstein.data.streaming import Stream
 
 
@@ -30,11 +32,11 @@ class Feed:
         if self._cond is not None and isinstance(self.examples, Tensor):
             self._cond = self._cond.to(self.examples.device)
 
-    def batch(self, rows: Tensor, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+    def batch(self, rows: Tensor, raw: Tensor) -> tuple[Any, Tensor | None]:
         """Training examples of some rows, as `examples` holds them, in model units with their conditions."""
         return raw.to(self.device) if self._encoded else self._encode(raw), self._given(self._cond, rows)
 
-    def held_out(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    def held_out(self, rows: Tensor) -> tuple[Any, Tensor | None]:
         """Held-out examples by their rows, in model units with their conditions."""
         return self._encode(self.dataset.test[rows]), self._given(self._test_cond, rows)
 
@@ -50,10 +52,10 @@ class Feed:
         given = cond[rows.to(cond.device)].to(self.device)
         return given if self._encode_cond is None else self._encode_cond(given)
 
-    def _encode(self, raw: Tensor) -> Tensor:
+    def _encode(self, raw: Tensor) -> Any:
         """Raw examples in model units on the device: moved as bytes where they are bytes."""
         raw = raw.to(self.device, non_blocking=self.device.type == "cuda") if raw.dtype == torch.uint8 else raw
-        return self.dataset.scaling.encode(raw).to(self.device)
+        return moved(self.dataset.scaling.encode(raw), self.device)
 
 
 def _ready(dataset: Dataset, device: torch.device) -> tuple[Tensor | Stream, bool]:
@@ -65,6 +67,9 @@ def _ready(dataset: Dataset, device: torch.device) -> tuple[Tensor | Stream, boo
     examples = dataset.train
     if not isinstance(examples, Tensor):
         return examples, False
+    if isinstance(dataset.scaling, Codes | MixedScaling):  # codes would grow, windows of a text be copied out
+        fits = device.type == "cuda" and 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0]
+        return placed(examples, device) if fits else examples, False
     encoded = 4 * dataset.scaling.dims <= examples[0].nbytes
     if encoded:
         examples = dataset.scaling.encode(examples)

@@ -8,7 +8,9 @@ Two estimators of one bound, and its limit:
                 all at one draw of the path x_1 .. x_T (paper 002 eq. 21 as corrected: a log-ratio, not a KL)
     T -> inf    the KLs become 1/2 int E||eps - eps_hat||^2 d log-SNR, in which the variance of p plays no part
 
-The sums of the three have an expectation each; those of the first two are equal, and tend to the third.
+The sums of the three have an expectation each; those of the first two are equal, and tend to the third. Processes of
+categories have the same three: their terms are those of their own laws, and in the limit the integral is over t
+(`ornstein.terms`).
 """
 
 import math
@@ -28,29 +30,17 @@ from ornstein.likelihood.examples import Examples
 from ornstein.likelihood.records import Bound, Steps, concatenated, standard_error
 from ornstein.noise import Noise, fold
 from ornstein.processes.gaussian import Gaussian
-from ornstein.processes.normal import GaussianLaw
 from ornstein.samplers.base import Counted
 from ornstein.schedules.base import Time, as_time
-from ornstein.variational import (
-    Bins,
-    chain,
-    floor,
-    in_float64,
-    kl_rate,
-    marginal,
-    prior_kl,
-    reconstruction,
-    resolution,
-    reverse_law,
-    transition_kl,
-)
+from ornstein.terms import Terms, terms_of
+from ornstein.variational import Bins, chain, in_float64, resolution
 
 FORMS = ("denoising", "path")
 LIMIT_TERMS = 128
 
 
 @dataclass(frozen=True)
-class Terms:
+class Found:
     """The terms of the bound of b examples in nats: the prior (b,), and the steps (., b) from the noisy end, of which the
     last is the reconstruction."""
 
@@ -60,64 +50,63 @@ class Terms:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The times t_1 < ... < t_T of the chain, and p(x_{i-1} | x_i): its fixed fraction, least std at the data, and bins.
+    """The times t_1 < ... < t_T of the chain, and the terms of its bound.
 
-    terms: how many of the denoising terms are drawn, None for all. limit: whether they are of the integral over log-SNR
+    drawn: how many of the denoising terms are drawn, None for all. limit: whether they are of the integral over the clock
     between the first time and the last.
     """
 
     times: tuple[float, ...]
-    fixed: float
-    least: float
-    bins: Bins | None
-    terms: int | None
+    terms: Terms
+    drawn: int | None
     limit: bool = False
 
-    def separate(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise, u: Tensor) -> Terms:
-        """Each term at a draw of its own; u (b, terms) says which are drawn."""
-        process, terms = denoiser.process, []
+    def separate(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise, u: Tensor) -> Found:
+        """Each term at a draw of its own; u (b, drawn) says which are drawn."""
+        process, found = denoiser.process, []
         for t, s, weight in self._visits(process, u):
             estimate = denoiser(process.noise(x0, t, rng), t)
-            cost = kl_rate(estimate, x0, t) if s is None else transition_kl(estimate, x0, t, s, self.fixed)
-            terms.append(-weight * cost)
-        terms.append(self._last(denoiser, process.noise(x0, self.times[0], rng), x0))
-        return Terms(-prior_kl(process, x0, self.times[-1]), torch.stack(terms))
+            cost = self.terms.rate(estimate, x0, t) if s is None else self.terms.step(estimate, x0, t, s)
+            found.append(-weight * cost)
+        found.append(self._last(denoiser, process.noise(x0, self.times[0], rng), x0))
+        return Found(-self.terms.end(process, x0, self.times[-1]), torch.stack(found))
 
     def _visits(self, process: Gaussian, u: Tensor) -> Iterator[tuple[Time, Time | None, float]]:
         """The steps (t, s, weight) from the noisy end, or drawn ones, one in each of equal parts; s is None in the limit."""
         times, count = torch.tensor(self.times, dtype=torch.float64), len(self.times) - 1
-        if self.terms is None:
+        if self.drawn is None:
             yield from ((self.times[i], self.times[i - 1], 1.0) for i in range(count, 0, -1))
             return
-        low, high = process.schedule.log_snr(times[[-1, 0]]).tolist()
-        for place in ((torch.arange(self.terms) + u) / self.terms).unbind(1):
+        low, high = self.terms.clock(process, self.times[0], self.times[-1]) if self.limit else (0.0, 0.0)
+        for place in ((torch.arange(self.drawn) + u) / self.drawn).unbind(1):
             if self.limit:
-                yield process.schedule.time_at(low + (high - low) * place), None, (high - low) / self.terms
+                yield self.terms.time_at(process, low + (high - low) * place), None, (high - low) / self.drawn
             else:
                 i = 1 + (place * count).long().clamp(max=count - 1)
-                yield times[i], times[i - 1], count / self.terms
+                yield times[i], times[i - 1], count / self.drawn
 
-    def path(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise) -> Terms:
+    def path(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise) -> Found:
         """Every step, at one path drawn upwards, x_1, x_2, .., x_T."""
         process, times = denoiser.process, self.times
-        law = marginal(process, x0, times[0])
+        law = self.terms.marginal(process, x0, times[0])
         x = law.sample(rng).to(x0.dtype)
-        terms = [self._last(denoiser, x, x0)]
+        found = [self._last(denoiser, x, x0)]
         for s, t in pairwise(times):
-            above = process.transition(in_float64(x), s, t)
+            above = process.transition(_precise(x), s, t)
             x_t = above.sample(rng).to(x0.dtype)
-            back = reverse_law(denoiser(x_t, t), t, s, self.fixed)
-            terms.append(back.log_prob(in_float64(x)) - law.log_prob(in_float64(x)))
+            back = self.terms.reverse(denoiser(x_t, t), t, s)
+            found.append(back.log_prob(_precise(x)) - law.log_prob(_precise(x)))
             law, x = above, x_t
-        prior = GaussianLaw(
-            torch.zeros_like(law.mean) + process.centre(law.mean), float(process.level(times[-1]).sigma), process.base
-        )
-        return Terms(-law.kl(prior), torch.stack(terms[::-1]))
+        return Found(-law.kl(self.terms.prior(process, x, times[-1])), torch.stack(found[::-1]))
 
     def _last(self, denoiser: DenoiserLike, x_1: Tensor, x0: Tensor) -> Tensor:
         """log p(x_0 | x_1), (b,)."""
-        t = self.times[0]
-        return reconstruction(denoiser(x_1, t), x0, t, self.least, self.bins, self.fixed)
+        return self.terms.last(denoiser(x_1, self.times[0]), x0, self.times[0])
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Numbers in float64; categories as they are."""
+    return in_float64(x) if x.is_floating_point() else x
 
 
 def elbo(
@@ -146,7 +135,7 @@ def elbo(
         terms: K of the T - 1 denoising terms, drawn for each example, for an unbiased estimate with K + 1 calls; all of
             them, and T calls, where None or where there are no more. In the limit the number of draws, 128 where None.
         form: "denoising" or "path"; see the module.
-        fixed: where between beta~ (0) and beta (1) the variance lies, in log, where it is not learned.
+        fixed: where between beta~ (0) and beta (1) the variance of numbers lies, in log, where it is not learned.
         cond: the condition, (n, ...).
         seed: example i draws from (seed, i) alone, whatever the batch size.
         batch_size: examples per network call (256).
@@ -157,17 +146,18 @@ def elbo(
     began = time.perf_counter()
     examples = Examples.of(denoiser, x, cond)
     offset = examples.log_det()
-    setting = _chain(denoiser.process, steps, grid, terms, form, fixed, Bins.of(examples.scaling))
+    bins = Bins.of(examples.scaling) if isinstance(denoiser.process, Gaussian) else None
+    setting = _chain(denoiser.process, steps, grid, terms, form, fixed, bins)
     found, tables, calls = [], [], 0
     for batch in examples.batches(batch_size):
         counted, rng = Counted(denoiser, batch.cond), Noise(seed, batch.rows, examples.device)
-        places = Noise(fold(seed, 1), batch.rows).uniform((len(batch.rows), setting.terms or 0))
+        places = Noise(fold(seed, 1), batch.rows).uniform((len(batch.rows), setting.drawn or 0))
         with torch.no_grad():
             path = form == "path"
             got = setting.path(counted, batch.x0, rng) if path else setting.separate(counted, batch.x0, rng, places)
         found.append((got.prior, got.steps[:-1].sum(0), got.steps[-1] + offset))
         _check_finite(found[-1], batch.rows)
-        if setting.terms is None:
+        if setting.drawn is None:
             tables.append(got.steps.cpu())
         calls = counted.calls
     prior, diffusion, last = (concatenated(list(part)) for part in zip(*found, strict=True))
@@ -198,16 +188,16 @@ def _chain(
     if steps == math.inf:
         if grid is not None:
             raise ConfigurationError("got a grid and steps=math.inf, expected one of them")
-        ends = process.schedule.cut(max(grids.SIGMA_MIN, least_level), grids.SIGMA_MAX)
-        t_1, t_2 = process.schedule.time_at(torch.tensor(ends, dtype=torch.float64)).tolist()
-        return _Chain((t_1, t_2), fixed, float(process.level(t_1).sigma), bins, terms or LIMIT_TERMS, limit=True)
+        t_1, t_2 = process.t_min, 1.0
+        if isinstance(process, Gaussian):
+            ends = process.schedule.cut(max(grids.SIGMA_MIN, least_level), grids.SIGMA_MAX)
+            t_1, t_2 = process.schedule.time_at(torch.tensor(ends, dtype=torch.float64)).tolist()
+        return _Chain((t_1, t_2), terms_of(process, (t_1,), bins, fixed), terms or LIMIT_TERMS, limit=True)
     if grid is None and not (steps >= 1 and int(steps) == steps):
         raise ConfigurationError(f"got steps={steps}, expected a whole number of at least 1, or math.inf")
     times = tuple((chain(process, int(steps), least_level) if grid is None else _levels(process, grid)).tolist())
-    one = len(times) == 1
-    least = float(process.level(times[0]).sigma) if one else floor(process, times[0], times[1])
     drawn = terms if terms is not None and terms < len(times) - 1 else None  # all of them cost no more
-    return _Chain(times, fixed, least, bins, drawn)
+    return _Chain(times, terms_of(process, times, bins, fixed), drawn)
 
 
 def _levels(process: Gaussian, grid: Tensor) -> Tensor:
@@ -216,7 +206,7 @@ def _levels(process: Gaussian, grid: Tensor) -> Tensor:
     if times.ndim != 1 or len(times) < 1 or times.min() < 0 or times.max() > 1 or not (times.diff() < 0).all():
         raise ConfigurationError("got a grid that is not one axis of falling times in [0, 1]")
     last = float(times[-1])
-    on_data = last < (1 - 1e-6) * process.schedule.t_min or float(process.level(last).sigma) == 0
+    on_data = last < (1 - 1e-6) * process.t_min or process.is_data(last)
     times = times[:-1] if on_data else times
     if not len(times):
         raise ConfigurationError("got a grid of the data alone, expected times with noise before it")

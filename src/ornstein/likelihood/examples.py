@@ -1,7 +1,8 @@
 """What a likelihood is asked of: examples, checked once, then given out in batches in model units.
 
-On a plain denoiser x is in model units. On a `Model` (a denoiser with a `scaling`) x is raw data, and so is the unit of the
-answer: nats of the model's units become those of the data by adding `log_det`, or are those of a probability of levels.
+On a plain denoiser x is in model units: floats, or the codes of a process of categories. On a `Model` (a denoiser with a
+`scaling`) x is raw data, and so is the unit of the answer: nats of the model's units become those of the data by adding
+`log_det`, or are those of a probability of levels.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ornstein.conditions import Condition, count_of, moved, rows_of
 from ornstein.denoisers import DenoiserLike, check_condition
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.integrate import RungeKutta, Solver
+from ornstein.processes.categorical import Categorical
 from ornstein.samplers.base import device_of
 
 BATCH_SIZE = 256
@@ -31,12 +33,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Examples:
-    """n examples x with their condition (n, ...) and, where they are raw data, their scaling. Made by `Examples.of`."""
+    """n examples x with their condition (n, ...) and, where they are raw data, their scaling. Made by `Examples.of`.
+
+    categories: K where they are codes of categories in model units.
+    """
 
     x: Tensor
     cond: Condition | None
     scaling: Any
     device: torch.device
+    categories: int | None = None
 
     @classmethod
     def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Condition | None, in_model_units: bool = False) -> "Examples":
@@ -51,21 +57,25 @@ class Examples:
         if cond is not None and count_of(cond) != len(x):
             raise ConfigurationError(f"got {count_of(cond)} rows of cond for {len(x)} examples, expected {len(x)}")
         check_condition(denoiser, cond)
-        if scaling is None:
+        categories = None
+        if scaling is None and isinstance(denoiser.process, Categorical):
+            categories = denoiser.process.categories
+            _check_levels(x, categories)
+        elif scaling is None:
             _check_model_units(x, getattr(denoiser, "shape", None))
         elif scaling.levels is not None:
             _check_levels(x, scaling.levels)
         if x.is_floating_point() and not torch.isfinite(x).all():
             raise DataError("x holds NaN or infinity, expected finite numbers")
-        return cls(x, cond, scaling, device_of(denoiser))
+        return cls(x, cond, scaling, device_of(denoiser), categories)
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def levels(self) -> int | None:
-        """The number of levels of quantised data; None for continuous data and for model units."""
-        return None if self.scaling is None else self.scaling.levels
+        """The number of levels of quantised data, or of categories; None for continuous data and for floats in model units."""
+        return self.categories if self.scaling is None else self.scaling.levels
 
     @property
     def dims(self) -> int:

@@ -12,6 +12,7 @@ from ornstein.metrics.distances import (
 from ornstein.metrics.evaluation import evaluate
 from ornstein.metrics.features import FeatureNet, LeNet, load_features, pixels, save_features
 from ornstein.metrics.report import Measure, Report
+from ornstein.metrics.text import evaluate_codes, evaluate_text
 
 __all__ = [
     "FeatureNet",
@@ -22,6 +23,8 @@ __all__ = [
     "correlation_error",
     "energy_distance",
     "evaluate",
+    "evaluate_codes",
+    "evaluate_text",
     "frechet_distance",
     "load_features",
     "nearest_distances",

@@ -17,6 +17,7 @@ Figures are means over `splits` such subsets, disjoint where the data suffice; e
 and the seed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, stdev
@@ -25,12 +26,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ornstein.data.codes import Codes
 from ornstein.data.columns import TableScaling
+from ornstein.data.mixed import MixedScaling
 from ornstein.data.scaling import Scaling
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.metrics import distances
 from ornstein.metrics.features import SHIPPED, TRAIN_HINT, WIDTH, FeatureNet, load_features, pixels
 from ornstein.metrics.report import Measure, Report
+from ornstein.metrics.tables import column_distances
 
 LARGEST = 2000  # examples a side in the figures that need all pairs
 NEIGHBOURS = 5
@@ -43,7 +47,7 @@ def evaluate(
     test: Tensor,
     train: Tensor,
     *,
-    scaling: Scaling | TableScaling | None = None,
+    scaling: Scaling | TableScaling | Codes | None = None,
     features: FeatureNet | None = None,
     seed: int = 0,
     splits: int = 10,
@@ -51,7 +55,8 @@ def evaluate(
     """Compare samples (n, *d) with held-out `test` (m, *d) and look for them in `train` (l, *d), all in raw units.
 
     scaling: that of the data; distances are then in model units, and images are compared on features too. None: the
-        numbers are taken as they are.
+        numbers are taken as they are. Of codes, levels 0 .. K - 1 are taken as -1 .. 1; of a mixed table, categories as `TableScaling`
+        has them.
     features: a classifier from `load_features`; by default the shipped one where it reads the images (one channel).
 
     Measures: `frechet_distance`, `precision`, `recall`, `density`, `coverage` (images), `energy_distance`,
@@ -66,16 +71,17 @@ def evaluate(
     if len(shapes := {tuple(x.shape[1:]) for x in sets.values()}) > 1:
         got = ", ".join(f"{name} {tuple(x.shape[1:])}" for name, x in sets.items())
         raise DataError(f"evaluate got examples of {len(shapes)} shapes: {got}; expected one shape for all three")
-    scaled = [x if scaling is None else scaling.encode(x) for x in sets.values()]
+    scaled = [_in_units(scaling, x) for x in sets.values()]
     x, y, z = (distances.matrix(x, name, NEIGHBOURS + 1) for x, name in zip(scaled, sets, strict=True))
     draws = _Draws(len(samples), len(test), len(train), splits, seed)
     net, notes = _feature_net(scaled[0], scaling, features)
     measures = (
         []
-        if net is None or not isinstance(scaling, Scaling)
+        if net is None or not isinstance(scaling, Scaling | Codes)
         else _on_features(list(sets.values()), scaling, net, draws)
     )
     measures += _on_values(x, y, z, draws, seed, scaled[0].ndim == 2 and x.shape[1] in COLUMNS)
+    measures += _on_columns(list(sets.values()), scaling, draws) if isinstance(scaling, MixedScaling) else []
     if net is not None and min(len(samples), len(test), len(train)) <= WIDTH:
         notes.append(f"Frechet distance: covariances of {WIDTH} features are singular at n <= {WIDTH}; read the ratio")
     if draws.n < min(len(samples), len(test)):
@@ -85,6 +91,17 @@ def evaluate(
         unit = "model units (" + ("black to white is 2)" if scaling.is_image else "standardised)")
     sizes = (len(samples), len(test), len(train))
     return Report(tuple(measures), None if net is None else str(net), unit, *sizes, seed, splits, tuple(notes))
+
+
+def _in_units(scaling: Scaling | TableScaling | Codes | None, x: Tensor) -> Tensor:
+    """Raw examples as distances between them are measured: in model units, codes as levels from -1 to 1."""
+    if scaling is None:
+        return x
+    if isinstance(scaling, Codes):
+        return scaling.encode(x).float() * (2 / (scaling.levels - 1)) - 1
+    if isinstance(scaling, MixedScaling):
+        scaling = TableScaling(scaling.columns, scaling.sigma_data, scaling.label, scaling.place)
+    return scaling.encode(x)
 
 
 class _Draws:
@@ -143,8 +160,26 @@ def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int, column
     return [*rows, _measure("nearest_training", medians[0], medians[1], draws.n, len(z), "near 1")]
 
 
+def _on_columns(sets: list[Tensor], scaling: MixedScaling, draws: _Draws) -> list[Measure]:
+    """Total variations of columns, and of pairs of them: means over all; see `ornstein.metrics.tables`."""
+    samples, test, train = sets
+
+    def means(candidates: Tensor) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+        def of(i: Tensor, j: Tensor) -> tuple[float, float]:
+            found = column_distances(candidates[i], test[j], scaling)
+            return found.column_mean, found.pair_mean
+
+        return of
+
+    model = zip(*_over(means(samples), draws.samples, draws.test), strict=True)
+    real = zip(*_over(means(train), draws.train, draws.test), strict=True)
+    names = ("variation_of_columns", "variation_of_pairs")
+    rows = [_measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(names, model, real, strict=True)]
+    return [row for row in rows if math.isfinite(row.value)]
+
+
 def _feature_net(
-    samples: Tensor, scaling: Scaling | TableScaling | None, features: FeatureNet | None
+    samples: Tensor, scaling: Scaling | TableScaling | Codes | None, features: FeatureNet | None
 ) -> tuple[FeatureNet | None, list[str]]:
     """The classifier for these data, if one applies, and notes on that; a classifier asked for in vain is an error."""
     notes: list[str] = []
@@ -166,7 +201,7 @@ def _feature_net(
     return net, notes
 
 
-def _on_features(sets: list[Tensor], scaling: Scaling, net: FeatureNet, draws: _Draws) -> list[Measure]:
+def _on_features(sets: list[Tensor], scaling: Scaling | Codes, net: FeatureNet, draws: _Draws) -> list[Measure]:
     """Frechet distance, precision, recall, density and coverage on the classifier's features; images as raw data."""
     samples, test, train = sets
     n = min(len(samples), len(train))

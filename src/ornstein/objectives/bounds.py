@@ -7,10 +7,11 @@ drawn for each example; its term
 
 counts T / (T p_i) times, so that the mean is the sum over the chain (paper 001 eq. 45 corrected: the whole KL, and L_0; the
 prior's term L_T depends on no weight). Losses are in nats per component; with `bins` they come to the code length of quantised
-data less L_T.
+data less L_T, and so they do under a process of categories, for which `VLB` is L_vb of D3PM.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
 from ornstein.objectives.squared import EDGE, Loss, TimeLaw, whitened
 from ornstein.objectives.times import UniformSteps, index_of, steps_of, weight_of
-from ornstein.processes.gaussian import READINGS, Estimate, Gaussian
-from ornstein.variational import Bins, chain, floor, reconstruction, resolution, transition_kl
+from ornstein.processes.gaussian import READINGS
+from ornstein.terms import terms_of
+from ornstein.variational import Bins, chain, resolution
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class VLB:
         Its parts are `diffusion` (i > 1) and `reconstruction` (i = 1). `Loss.t` is i/T.
         """
         process = denoiser.process.given(cond)
-        t, index, levels = _drawn(self.times, denoiser.process, rng, self.bins)
+        t, index, levels = drawn(self.times, denoiser.process, rng, self.bins)
         at = levels[index - 1]
         estimate = denoiser(process.noise(x0, at, rng), at, cond, keep)
-        terms = _terms(estimate, x0, index, levels, self.bins, self.fixed)
+        terms = bound_terms(estimate, x0, index, levels, self.bins, self.fixed)
         first = (index == 1).to(terms.device)
-        return _loss(
+        return summed(
             {"diffusion": terms.masked_fill(first, 0.0), "reconstruction": terms.masked_fill(~first, 0.0)},
             self.times,
             t,
@@ -95,7 +97,7 @@ class Hybrid:
         Its parts are `squared` and `vlb`. `Loss.t` is i/T. Raises `ConfigurationError` where no variance is learned.
         """
         process = denoiser.process.given(cond)
-        t, index, levels = _drawn(self.times, denoiser.process, rng, self.bins)
+        t, index, levels = drawn(self.times, denoiser.process, rng, self.bins)
         truth = process.noised(x0, levels[index - 1], rng)
         estimate = denoiser(truth.x_t, truth.t, cond, keep)
         if estimate.fraction is None:
@@ -107,20 +109,22 @@ class Hybrid:
         error = estimate.reading(reading) - replace(truth, sigma_data=estimate.sigma_data).reading(reading)
         error = error if process.base is None else whitened(error, process.base, reading)
         frozen = replace(estimate, value=estimate.value.detach())
-        terms = _terms(frozen, x0, index, levels, self.bins, fixed=1.0)
-        return _loss({"squared": error.square().flatten(1).mean(1), "vlb": self.weight * terms}, self.times, t)
+        terms = bound_terms(frozen, x0, index, levels, self.bins, fixed=1.0)
+        return summed({"squared": error.square().flatten(1).mean(1), "vlb": self.weight * terms}, self.times, t)
 
 
-def _drawn(times: TimeLaw, process: Gaussian, rng: Noise, bins: Bins | None) -> tuple[Tensor, Tensor, Tensor]:
+def drawn(times: TimeLaw, process: Any, rng: Noise, bins: Bins | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The times t = i/T of this part of the batch (b,), their steps i (b,), and the levels of the chain (T,)."""
     t = times(process, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
     steps = steps_of(times, least=2)
     return t, index_of(t, steps), chain(process, steps, resolution(process, bins))
 
 
-def _terms(estimate: Estimate, x0: Tensor, index: Tensor, levels: Tensor, bins: Bins | None, fixed: float) -> Tensor:
+def bound_terms(
+    estimate: Any, x0: Tensor, index: Tensor, levels: Tensor, bins: Bins | None = None, fixed: float = 1.0
+) -> Tensor:
     """T L_{i-1} / D of each row at its step, nats per component, (b,): the first step's rows by the decoder, others by the KL."""
-    least = floor(estimate.process, float(levels[0]), float(levels[1]))
+    each = terms_of(estimate.process, (float(levels[0]), float(levels[1])), bins, fixed, precise=False)
     terms, places = [], []
     for decoded in (False, True):
         rows = ((index == 1) == decoded).nonzero()[:, 0]
@@ -129,22 +133,22 @@ def _terms(estimate: Estimate, x0: Tensor, index: Tensor, levels: Tensor, bins: 
         part, data, i = _rows(estimate, rows), x0[rows], index[rows]
         t = levels[i - 1]
         if decoded:
-            terms.append(-reconstruction(part, data, t, least, bins, fixed))
+            terms.append(-each.last(part, data, t))
         else:
-            terms.append(transition_kl(part, data, t, levels[i - 2], fixed))
+            terms.append(each.step(part, data, t, levels[i - 2]))
         places.append(rows)
     found = torch.cat(terms)[torch.cat(places).argsort()]
-    return (found * (len(levels) / x0[0].numel())).to(x0.dtype)
+    return (found * (len(levels) / x0[0].numel())).to(x0.dtype if x0.is_floating_point() else torch.float32)
 
 
-def _rows(estimate: Estimate, rows: Tensor) -> Estimate:
+def _rows(estimate: Any, rows: Tensor) -> Any:
     """The estimate of some rows of the batch."""
     if len(rows) == len(estimate.x_t):
         return estimate
     return estimate.rows(rows)
 
 
-def _loss(parts: dict[str, Tensor], times: TimeLaw, t: Tensor) -> Loss:
+def summed(parts: dict[str, Tensor], times: TimeLaw, t: Tensor) -> Loss:
     """The sum of the parts as a `Loss`, with the weights of the law."""
     weight = weight_of(times, t)
     if weight is not None:

@@ -55,7 +55,7 @@ class TimeLaw(Protocol):
     A law of a chain has `steps`; one that draws some steps more often than others has `weight(t)`, 1 / (T p_i).
     """
 
-    def __call__(self, process: Gaussian, u: Tensor) -> Tensor: ...
+    def __call__(self, process: Any, u: Tensor) -> Tensor: ...
 
     def density(self, process: Gaussian, t: Tensor) -> Tensor: ...
 
@@ -68,7 +68,7 @@ class ObjectiveLike(Protocol):
         """The law of training times."""
 
     def __call__(
-        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
+        self, denoiser: DenoiserLike, x0: Any, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss: ...
 
 
@@ -98,7 +98,7 @@ class UniformTime:
 
     def __call__(self, process: Gaussian, u: Tensor) -> Tensor:
         """The times of uniform numbers u (b,)."""
-        first = process.schedule.t_min
+        first = process.t_min
         return first + (1 - first) * u
 
     def density(self, process: Gaussian, t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,13 +10,38 @@ from torch import Tensor
 
 from ornstein.noise import Noise
 from ornstein.processes.normal import GaussianLaw
+from ornstein.schedules.base import Schedule
 
 if TYPE_CHECKING:
-    from ornstein.processes.gaussian import Gaussian
+    from ornstein.processes.gaussian import Estimate, Gaussian
 
 
 class Paths:
-    """Base of `Gaussian`: draws of its chain and of its prior, and their densities."""
+    """Base of `Gaussian`: where its time begins and ends, draws of its chain and of its prior, and their densities."""
+
+    schedule: Schedule
+
+    holds = False
+    """Whether a place may be at its data at every level, beside others that are noise."""
+
+    t_min = property(attrgetter("schedule.t_min"), doc="The first time of the schedule.")
+
+    @property
+    def steps(self) -> int | None:
+        """T where the schedule is a table of T steps."""
+        return getattr(self.schedule, "steps", None)
+
+    def is_data(self: "Gaussian", t: float) -> bool:  # type: ignore[misc]
+        """Whether the state at t is the data: sigma(t) = 0."""
+        return float(self.level(t).sigma) == 0
+
+    def describe(self: "Gaussian", t: float) -> str:  # type: ignore[misc]
+        """The level at a time, for messages."""
+        return f"t = {t:.4g} (log-SNR {float(self.level(t).log_snr):.3g})"
+
+    def land(self, estimate: "Estimate", rng: Noise) -> Tensor:
+        """The data where the schedule ends above sigma = 0: the estimate of them, at no draw."""
+        return estimate.x0
 
     def path(self: "Gaussian", x0: Tensor, grid: Tensor, rng: Noise) -> Tensor:  # type: ignore[misc]
         """A draw of the forward chain at the ascending times of `grid`, (len(grid), b, *d), given x_0 at time 0.

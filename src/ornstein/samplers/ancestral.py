@@ -25,6 +25,7 @@ class Ancestral:
     eta: float = 1.0
     variance: str | None = None
 
+    needs = "any"
     order = 1
     stages = 1
 

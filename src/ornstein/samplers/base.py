@@ -1,9 +1,10 @@
 """The only loop: a sampler's step repeated over a grid of times.
 
 A sampler is a frozen recipe of one step, `step(denoiser, x, t, s, memory, rng) -> (x, memory)`, from time t to time s. It
-declares facts that are checked where objects meet: `order` of accuracy, whether it is `stochastic`, and how many times it
-calls the denoiser in a full step (`stages`). `memory` is None at first and then whatever the step returned. Where the noise
-of a schedule does not end at 0, the last call makes x = estimate.x0, or what the sampler's own `land` makes of it.
+declares facts that are checked where objects meet: `order` of accuracy, whether it is `stochastic`, how many times it
+calls the denoiser in a full step (`stages`), and what it `needs` of the process ("score" where it does not say). `memory` is
+None at first and then whatever the step returned. Where the noise of a schedule does not end at 0, the last call makes x =
+estimate.x0, or what the sampler's own `land` makes of it.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ornstein.conditions import Condition, count_of, moved, rows_of
+from ornstein.conditions import Condition, count_of, finite_rows, joined, moved, rows_of
 from ornstein.denoisers import DenoiserLike, Wrapper, check_condition
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise
@@ -41,9 +42,7 @@ class Sampler(Protocol):
     def stages(self) -> float:
         """Calls of the denoiser in a full step; infinity where its tolerances decide."""
 
-    def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: Any, rng: Noise
-    ) -> tuple[Tensor, Any]: ...
+    def step(self, denoiser: DenoiserLike, x: Any, t: float, s: float, memory: Any, rng: Noise) -> tuple[Any, Any]: ...
 
 
 class Counted:
@@ -64,7 +63,7 @@ class Counted:
             return self.denoiser(x_t, t, cond, keep)
         before = self.tally.rows
         estimate = self.denoiser(x_t, t, cond, keep)
-        self.calls += math.ceil((self.tally.rows - before) / len(x_t))
+        self.calls += math.ceil((self.tally.rows - before) / count_of(x_t))
         return estimate
 
     def log_density(self, x_t: Tensor, t: Time) -> Tensor:
@@ -75,11 +74,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class State:
-    """A state of the loop: the number of steps made, the time reached, x (b, *d), and the network calls so far."""
+    """A state of the loop: the number of steps made, the time reached, x (b, *d) or a dict of parts, the network calls so far."""
 
     count: int
     t: float
-    x: Tensor
+    x: Any
     calls: int
 
 
@@ -87,10 +86,11 @@ class State:
 class Samples:
     """What `sample` returns.
 
-    x: (n, *d). calls: network evaluations per sample. seconds: wall-clock time. trajectory: (time, value) pairs, where asked.
+    x: (n, *d), or a dict of parts. calls: network evaluations per sample. seconds: wall-clock time. trajectory: (time, value)
+    pairs, where asked.
     """
 
-    x: Tensor
+    x: Any
     calls: int
     seconds: float
     trajectory: list[tuple[float, Tensor]] | None = None
@@ -114,7 +114,8 @@ def sample_steps(
     if lands:
         own = getattr(sampler, "land", None)
         with torch.no_grad():
-            x = counted(x, times[-1]).x0 if own is None else own(counted, x, times[-1], memory, rng)
+            last = times[-1]
+            x = counted.process.land(counted(x, last), rng) if own is None else own(counted, x, last, memory, rng)
         yield State(len(times), 0.0, x, counted.calls)
 
 
@@ -123,8 +124,8 @@ def sample(
     sampler: Sampler | None = None,
     *,
     n: int | None = None,
-    shape: tuple[int, ...] | None = None,
-    start: Tensor | None = None,
+    shape: Any = None,
+    start: Any = None,
     steps: int | None = None,
     calls: int | None = None,
     grid: Tensor | None = None,
@@ -139,7 +140,7 @@ def sample(
     Args:
         denoiser: what to sample from, in model units; a loaded `Model` gives samples in raw units.
         sampler: the recipe of a step; by default that of `recipes.usual`: `Multistep(3)`, from 12 calls on with its corrector.
-        n, shape: how many samples, of what shape d; `shape` may be left out where the denoiser knows it.
+        n, shape: how many samples, of what shape d (a dict for a state of parts); it may be left out where the denoiser knows it.
         start: the states at grid[0] (n, *d), at t = 1 where no grid is given, in place of a draw of the prior.
         steps, calls: how many steps, or at most how many network evaluations per sample (at most one of them; 25 calls
             where none of them nor a grid is given, 25 steps under a constraint); a guided denoiser may make two each time.
@@ -162,8 +163,10 @@ def sample(
     size = 256 if batch_size is None else batch_size
     if size < 1:
         raise ConfigurationError(f"got batch_size={batch_size}, expected at least 1")
-    device = device_of(denoiser) if start is None else start.device
-    parts, made, kept = [], 0, []
+    held = next(iter(start.values())) if isinstance(start, dict) else start
+    device = device_of(denoiser) if held is None else held.device
+    parts: list[Any] = []
+    made, kept = 0, []
     for begin in range(0, n, size):
         rows = slice(begin, min(begin + size, n))
         part_cond = moved(rows_of(cond, rows), device)
@@ -171,20 +174,25 @@ def sample(
         def run(rows: slice = rows, part_cond: Condition | None = part_cond) -> Iterator[State]:
             rng = Noise(seed, range(first + rows.start, first + rows.stop), device)
             process = denoiser.process.given(part_cond)
-            x = process.prior((rows.stop - rows.start, *shape), rng, float(grid[0])) if start is None else start[rows]
+            if start is None:
+                x = process.prior(batched(shape, rows.stop - rows.start), rng, float(grid[0]))
+            else:
+                x = rows_of(start, rows)
             return sample_steps(denoiser, sampler, x, grid, rng, part_cond)
 
         states, x, made = _follow(run(), trajectory)
-        if not torch.isfinite(x).all():
+        if not finite_rows(x).all():
             _name_the_step(run())
         parts.append(x)
         kept.append(states)
-    x = torch.cat(parts) if parts else torch.empty(0, *shape)
+    if not parts:
+        parts.append(rows_of(denoiser.process.prior(batched(shape, 1), Noise(seed, 1, device)), slice(0)))
+    x = joined(parts)
     scaling = getattr(denoiser, "scaling", None)
     x = x if scaling is None else scaling.decode(x)
     path = None
     if trajectory is not None:
-        path = [(times[0][0], torch.cat([value for _, value in times])) for times in zip(*kept, strict=True)]
+        path = [(times[0][0], joined([value for _, value in times])) for times in zip(*kept, strict=True)]
     return Samples(x, made, time.perf_counter() - began, path)
 
 
@@ -213,12 +221,13 @@ def _name_the_step(states: Iterator[State]) -> None:
     """Replay a run that left the finite numbers, to name the step. Raises `NumericalError`, with the state before that."""
     before = None
     for state in states:
-        if not torch.isfinite(state.x).all():
-            rows = int((~torch.isfinite(state.x)).flatten(1).any(1).sum())
+        good = finite_rows(state.x)
+        if not good.all():
+            rows = int((~good).sum())
             since = "its start" if before is None else f"t = {before.t:.6g}"
             raise NumericalError(
                 f"sampling left the finite numbers in step {state.count}, from {since} to {state.t:.6g} "
-                f"(network call {state.calls}), in {rows} of {len(state.x)} samples; the network returns NaN or "
+                f"(network call {state.calls}), in {rows} of {len(good)} samples; the network returns NaN or "
                 "infinity there, or the grid is too coarse for this sampler",
                 last=before,
             )
@@ -229,22 +238,25 @@ def _name_the_step(states: Iterator[State]) -> None:
     )
 
 
+def batched(shape: Any, n: int) -> Any:
+    """The shape of n samples of one of shape d, or of each part of a state."""
+    return {name: (n, *part) for name, part in shape.items()} if isinstance(shape, dict) else (n, *shape)
+
+
 def shape_of(
-    denoiser: DenoiserLike,
-    n: int | None,
-    shape: tuple[int, ...] | None,
-    start: Tensor | None = None,
-    cond: Condition | None = None,
-) -> tuple[tuple[int, ...], int]:
+    denoiser: DenoiserLike, n: int | None, shape: Any, start: Condition | None = None, cond: Condition | None = None
+) -> tuple[Any, int]:
     """The shape of one sample and their number. Raises `ConfigurationError` where they are not known, or do not agree."""
     if start is not None:
-        shape, n = tuple(start.shape[1:]), len(start) if n is None else n
-    shape = getattr(denoiser, "shape", None) if shape is None else tuple(shape)
+        n = count_of(start) if n is None else n
+        shape = {k: v.shape[1:] for k, v in start.items()} if isinstance(start, dict) else start.shape[1:]
+    shape = getattr(denoiser, "shape", None) if shape is None else shape
+    shape = tuple(shape) if shape is not None and not isinstance(shape, dict) else shape
     if shape is None:
         raise ConfigurationError("the shape of one sample is not known: pass shape=(...)")
     given = None if cond is None else count_of(cond)
     n = (1 if given is None else given) if n is None else n
-    for name, count in (("start", None if start is None else len(start)), ("cond", given)):
+    for name, count in (("start", None if start is None else count_of(start)), ("cond", given)):
         if count not in (None, n):
             raise ConfigurationError(f"got {count} rows of {name} for n={n} samples, expected {n}")
     if n < 0:

@@ -49,6 +49,11 @@ class PredictorCorrector:
         return self.predictor.order if self.predictor.order <= self.predictor.stages else 1
 
     @property
+    def needs(self) -> str:
+        """What the predictor needs."""
+        return getattr(self.predictor, "needs", "score")
+
+    @property
     def stages(self) -> float:
         """Calls of the denoiser in a full step."""
         return self.predictor.stages + self.corrector.stages
@@ -60,6 +65,6 @@ class PredictorCorrector:
         if not s < t:
             raise ConfigurationError(f"got a step from t = {t:g} to s = {s:g}, expected a falling grid")
         x, _ = self.predictor.step(denoiser, x, t, s, None, rng)
-        if denoiser.process.level(s).sigma == 0:
+        if denoiser.process.is_data(s):
             return x, memory
         return self.corrector.step(denoiser, x, s, s, memory, rng)

@@ -7,7 +7,7 @@ corrector's longer memory does harm. A sampler that is named has Karras' grid.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ornstein import grids
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.processes.gaussian import Gaussian
+from ornstein.processes.product import Product
+from ornstein.samplers.ancestral import Ancestral
 from ornstein.samplers.multistep import Multistep
 
 if TYPE_CHECKING:
@@ -27,9 +29,36 @@ CALLS = 25
 """Where neither steps nor calls nor a grid is given; of a constraint, the steps."""
 
 
-def usual(calls: int) -> Multistep:
-    """The sampler for this many calls, one a step; its grid is `grids.focused`."""
-    return Multistep(3, corrector=calls >= MANY)
+def usual(calls: int, process: Any = None) -> "Sampler":
+    """The sampler for this many calls, one a step: for numbers with `grids.focused`, for categories `Ancestral()` with equal
+    steps."""
+    if isinstance(process, Product):
+        from ornstein.samplers.parts import Parts
+
+        return Parts({name: usual(calls, part) for name, part in process.parts.items()})
+    numbers = process is None or isinstance(process, Gaussian)
+    return Multistep(3, corrector=calls >= MANY) if numbers else Ancestral()
+
+
+def check_needs(sampler: "Sampler | None", process: Any) -> None:
+    """Raise `ConfigurationError` where a sampler cannot work on the states of a process.
+
+    A sampler `needs` the "score" of numbers, where it does not say otherwise, the "rates" of categories, or "any" of them.
+    """
+    needs = getattr(sampler, "needs", "score")
+    numbers = isinstance(process, Gaussian)
+    if sampler is not None and needs != "any" and numbers != (needs == "score"):
+        what, remedy = (
+            ("categories, whose rates it follows, for a process of numbers", "Multistep(), Heun() or Ancestral()")
+            if numbers
+            else (
+                "numbers, which have a score, for a process of categories",
+                "Ancestral(), TauLeaping() or CTMCEuler()",
+            )
+        )
+        raise ConfigurationError(f"got {sampler}, a sampler of {what}; expected {remedy}")
+    if needs == "rates" and process.steps is not None:
+        process.kernel.rate(process.schedule, 0.5)  # which a table of matrices refuses
 
 
 def recipe(
@@ -46,30 +75,34 @@ def recipe(
     options do not fit.
     """
     process, each = denoiser.process, getattr(denoiser, "evaluations", 1)
+    check_needs(sampler, process)
     if sum(v is not None for v in (steps, calls, grid)) > 1:
         raise ConfigurationError("got more than one of steps, calls and grid, expected at most one")
     if grid is not None:
-        grid = _checked(grid, process.schedule.t_min)
+        grid = _checked(grid, process.t_min)
         times, lands = landing(process, grid.tolist())
-        sampler = usual(len(times) - 1 + lands) if sampler is None else sampler
+        sampler = usual(len(times) - 1 + lands, process) if sampler is None else sampler
         if sampler.stochastic and grid[0] < grid[-1]:
             raise ConfigurationError(
                 f"got a rising grid for {sampler}, which draws noise; expected a deterministic sampler to encode with: "
                 "Heun(), Multistep() or Ancestral(eta=0.0)"
             )
         return sampler, grid
-    law = _law_from(process, grids.focused if sampler is None else grids.karras, begin)
+    law: Callable[..., Tensor] = grids.uniform
+    if isinstance(process, Gaussian):
+        law = _law_from(process, grids.focused if sampler is None else grids.karras, begin)
     if calls is None and steps is None:
-        if getattr(sampler, "constrains", False):
+        endless = sampler is not None and math.isinf(sampler.stages)
+        if getattr(sampler, "constrains", False) and not (endless and process.holds):
             steps = CALLS  # at each of which it acts, however many calls it makes for it
-        elif sampler is not None and math.isinf(sampler.stages):
+        elif endless and sampler is not None:
             return sampler, law(process, 2)[[0, -1]]  # its own steps fill the way
     if calls is not None and 1 <= calls < each:
         raise ConfigurationError(
             f"got {calls} calls for {type(denoiser).__name__}, which makes {each} each time; expected at least that"
         )
     calls = (CALLS if calls is None else calls) // each
-    sampler = usual(calls if steps is None else steps) if sampler is None else sampler
+    sampler = usual(calls if steps is None else steps, process) if sampler is None else sampler
     if steps is None and 1 < calls <= sampler.stages < math.inf:
         raise ConfigurationError(
             f"got {calls * each} calls for {sampler}, of which a step takes {sampler.stages * each} and the landing {each}; "
@@ -142,9 +175,9 @@ def landing(process: Gaussian, times: list[float]) -> tuple[list[float], bool]:
     That end is the schedule's first time; below it (0 on a table) lies the data itself, so the last time visited is the
     one before. A single time is a single call.
     """
-    first = process.schedule.t_min
+    first = process.t_min
     if len(times) > 1 and times[-2] >= first > times[-1]:
         return times[:-1], True
     falling = len(times) == 1 or times[0] > times[-1]
     at_end = len(times) == 1 or times[-1] == first
-    return times, falling and at_end and float(process.level(times[-1]).sigma) > 0
+    return times, falling and at_end and not process.is_data(times[-1])

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ornstein.conditions import Condition
+from ornstein.conditions import Condition, count_of
 from ornstein.denoisers import Wrapper
 from ornstein.processes.gaussian import Estimate
 from ornstein.schedules.base import Time
@@ -29,7 +29,7 @@ class _Innermost:
         self.denoiser, self.tally = denoiser, tally
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None) -> Estimate:
-        self.tally.rows += len(x_t)
+        self.tally.rows += count_of(x_t)
         return self.denoiser(x_t, t, cond, keep)
 
     def __getattr__(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +13,17 @@ from ornstein.conditions import Condition, count_of, moved, rows_of
 from ornstein.config import TrainingOptions
 from ornstein.data import Dataset
 from ornstein.data.streaming import Stream, batches
-from ornstein.denoisers import Denoiser, check_condition
+from ornstein.denoisers import TrainedDenoiser, check_condition
+from ornstein.discrete import DiscreteDenoiser
 from ornstein.errors import ConfigurationError, DataError
-from ornstein.objectives import Objective, ObjectiveLike
+from ornstein.objectives import ObjectiveLike, usual
 from ornstein.training.order import Batches
 from ornstein.training.run import Record, Run
 
 
 def train(
-    denoiser: Denoiser,
-    data: Tensor | np.ndarray | Dataset,
+    denoiser: TrainedDenoiser,
+    data: Tensor | np.ndarray | dict[str, Tensor] | Dataset,
     objective: ObjectiveLike | None = None,
     *,
     cond: Condition | None = None,
@@ -35,8 +37,9 @@ def train(
 
     Args:
         denoiser: what to train. When the loop ends, or is left, it holds the averaged weights and is in evaluation mode.
-        data: examples (n, *d) in model units, or a `Dataset`, whose scaling is applied.
-        objective: by default the squared error of the denoiser's own reading, at stratified times.
+        data: examples (n, *d) in model units, of categories integers, of a `Product` a dict of its parts; or a `Dataset`, whose
+            scaling is applied.
+        objective: by default the squared error of the denoiser's own reading; of categories `objectives.usual`.
         cond: the condition of each example, (n, ...) or a dict; for a `Dataset`, its labels where the network has classes.
         options: all options; steps (1000), seed, batch_size and learning_rate may be given by themselves.
 
@@ -59,8 +62,9 @@ def train(
     examples, cond, encode = _examples(denoiser, data, cond)
     check_batch(options.batch_size, len(examples))
     check_condition(denoiser, cond)
-    run = Run(denoiser, objective or Objective(), options)
-    denoiser.shape = tuple(encode(examples[torch.zeros(1, dtype=torch.long)]).shape[1:])
+    run = Run(denoiser, objective or usual(denoiser.process), options)
+    one = encode(examples[torch.zeros(1, dtype=torch.long)])
+    denoiser.shape = {k: tuple(v.shape[1:]) for k, v in one.items()} if isinstance(one, dict) else tuple(one.shape[1:])
     denoiser.label_dropout = None if cond is None else options.label_dropout
     denoiser.train()
     return _steps(run, examples, cond, encode)
@@ -83,14 +87,14 @@ def _steps(
     try:
         while run.total is None or run.count < run.total:
             rows, raw, _ = next(read)
-            yield run.step(encode(raw).to(run.device), moved(rows_of(cond, rows), run.device))
+            yield run.step(moved(encode(raw), run.device), moved(rows_of(cond, rows), run.device))
     finally:
         run.use_averages()
 
 
 def _examples(
-    denoiser: Denoiser, data: Tensor | np.ndarray | Dataset, cond: Condition | None
-) -> tuple[Tensor | Stream, Condition | None, Callable[[Tensor], Tensor]]:
+    denoiser: TrainedDenoiser, data: Tensor | np.ndarray | dict[str, Tensor] | Dataset, cond: Condition | None
+) -> tuple[Tensor | Stream, Condition | None, Callable[[Tensor], Any]]:
     if isinstance(data, Dataset):
         labels = (
             data.train_labels if getattr(denoiser.network, "classes", 0) or isinstance(denoiser, Classifier) else None
@@ -98,7 +102,14 @@ def _examples(
         cond = labels if cond is None else cond
         _check_count(cond, len(data.train))
         return data.train, cond, data.scaling.encode
+    if isinstance(data, dict):
+        _check_count(cond, count_of(data))
+        return torch.arange(count_of(data)), cond, lambda rows: rows_of(data, rows)
     examples = torch.as_tensor(data)
+    if isinstance(denoiser, DiscreteDenoiser):
+        check_codes(examples, denoiser.process.categories)
+        _check_count(cond, len(examples))
+        return examples, cond, torch.Tensor.long
     if not examples.is_floating_point():
         raise DataError(
             f"got data of type {examples.dtype}, expected floats in model units, or a Dataset with its scaling"
@@ -107,6 +118,15 @@ def _examples(
         raise DataError(f"got data of shape {tuple(examples.shape)}, expected finite examples (n, *d)")
     _check_count(cond, len(examples))
     return examples, cond, torch.Tensor.float
+
+
+def check_codes(x: Tensor, categories: int) -> None:
+    """Raise `DataError` unless x (n, *d) are codes 0 .. K - 1, at least one example of them."""
+    if x.is_floating_point() or x.ndim < 1 or not x.numel():
+        raise DataError(f"got data of type {x.dtype} and shape {tuple(x.shape)}, expected integer codes (n, *d)")
+    low, high = int(x.min()), int(x.max())
+    if low < 0 or high >= categories:
+        raise DataError(f"got codes from {low} to {high}, expected 0 to {categories - 1}")
 
 
 def _check_count(cond: Condition | None, n: int) -> None:

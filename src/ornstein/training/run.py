@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ornstein.conditions import Condition, rows_of
+from ornstein.conditions import Condition, count_of, rows_of
 from ornstein.config import TrainingOptions
-from ornstein.denoisers import Denoiser
+from ornstein.denoisers import TrainedDenoiser
 from ornstein.devices import autocast, resolve_precision
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.noise import Noise, fold
@@ -55,7 +55,7 @@ class Run:
     """
 
     def __init__(
-        self, denoiser: Denoiser, objective: ObjectiveLike, options: TrainingOptions, group: Group | None = None
+        self, denoiser: TrainedDenoiser, objective: ObjectiveLike, options: TrainingOptions, group: Group | None = None
     ) -> None:
         self.group = group or Group()
         _check(options, self.group.size)
@@ -87,8 +87,9 @@ class Run:
         self.window = torch.zeros(2, LEVELS, device=self.device)  # sums of losses and their numbers since the last log
         self.asked_to_stop = self.stopped = False  # asked of one process, agreed by all in the next step
 
-    def step(self, x0: Tensor, cond: Condition | None = None) -> Record:
-        """One optimiser step: x0 (b, *d) is this process's share of the batch, in model units, with its condition (b, ...).
+    def step(self, x0: Any, cond: Condition | None = None) -> Record:
+        """One optimiser step: x0 (b, *d), or a dict of parts, is this process's share of the batch, in model units, with its
+        condition (b, ...).
 
         Raises `NumericalError` before the weights change where the loss or its gradient is not finite.
         """
@@ -117,25 +118,26 @@ class Run:
         self.whole = True
         return Record(self.count, self.total, figures[0], figures[2], rate)
 
-    def _gradient(self, x0: Tensor, cond: Condition | None) -> list[Loss]:
+    def _gradient(self, x0: Any, cond: Condition | None) -> list[Loss]:
         """Leave the batch's gradient in the parameters; returns the losses of this process's parts."""
-        parts, losses = min(self.options.accumulate, len(x0)), []
+        count = count_of(x0)
+        parts, losses = min(self.options.accumulate, count), []
         torch.manual_seed(fold(self.options.seed, DROPOUT, self.group.rank, self.seen))
         self.optimiser.zero_grad(set_to_none=True)
         for k in range(parts):
-            rows = range(len(x0) * k // parts, len(x0) * (k + 1) // parts)
+            rows = range(count * k // parts, count * (k + 1) // parts)
             part = slice(rows.start, rows.stop)
             with nullcontext() if k == parts - 1 else self.group.holding(self.trained.network):
-                losses.append(self._forward(x0[part], rows_of(cond, part), rows))
+                losses.append(self._forward(rows_of(x0, part), rows_of(cond, part), rows))
                 self._backward(losses[-1])
         return losses
 
-    def _forward(self, x0: Tensor, cond: Condition | None, rows: range) -> Loss:
+    def _forward(self, x0: Any, cond: Condition | None, rows: range) -> Loss:
         """The losses of some rows of this process's share."""
         options, first = self.options, self.share.start
         places = range(first + rows.start, first + rows.stop)
         rng = Noise(fold(options.seed, self.seen), places, self.device, options.batch_size)
-        keep = None if cond is None else rng.uniform((len(x0),), torch.float32) >= options.label_dropout
+        keep = None if cond is None else rng.uniform((len(rows),), torch.float32) >= options.label_dropout
         with autocast(self.precision, self.device):
             return self.aim(self.trained, x0, cond, rng, keep)
 
@@ -200,13 +202,13 @@ class Run:
         where = int(bad.nonzero()[0]) if bad.any() else int(values.argmax())
         what = f"loss is {float(values[where]):g} in {int(bad.sum())} of {len(bad)} examples"
         what = what if bad.any() else "gradient is not finite; the largest loss here is"
+        level = self.denoiser.process.describe(float(t[where]))
         return (
-            f"training stopped at step {self.count + 1}: the {what} at t = {float(t[where]):.4g} (log-SNR "
-            f"{float(self.denoiser.process.level(float(t[where])).log_snr):.3g}); try a lower learning rate, or float32"
+            f"training stopped at step {self.count + 1}: the {what} at {level}; try a lower learning rate, or float32"
         )
 
     @contextmanager
-    def averaged(self, length: float | None = None) -> Iterator[Denoiser]:
+    def averaged(self, length: float | None = None) -> Iterator[TrainedDenoiser]:
         """The denoiser with its averaged weights (`length`: which, the chosen ones), in evaluation mode, for a block."""
         weights = [p.detach().clone() for p in self.parameters]
         self.use_averages(length)

@@ -1,0 +1,163 @@
+"""Samplers of categories in continuous time: the reverse chain, whose rates are R_hat (Campbell et al. 2022), stepped or
+followed.
+
+    Euler          x -> y with probability tau R_hat(x, y), each site by itself
+    tau-leaping    n_y ~ Poisson(tau R_hat(x, y)) jumps at once (Gillespie 2001)
+    corrector      a step of h at one time with R + R_hat, which leaves q_t as it is: q_t (R + R_hat) = 0
+    exact          jump by jump (`jumps.py`)
+
+Rates are infinite where alpha is 0 (t = 1 of alpha = 1 - t), and near the data, where what is wrong has to be put right. So a
+step from such a time, and the step to the data, are those of the exact posterior, which sees a whole step; Campbell et al.
+stop short of both ends.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ornstein.denoisers import DenoiserLike
+from ornstein.errors import ConfigurationError
+from ornstein.noise import Noise
+from ornstein.processes.categorical import Categorical, CategoricalLaw
+
+
+def at_an_end(process: Categorical, t: float, s: float) -> bool:
+    """Whether a step from t to s begins where rates are infinite, or ends at the data."""
+    assert process.schedule is not None
+    return process.is_data(s) or float(process.schedule.alpha(t)) == 0
+
+
+def euler_law(rates: Tensor, x: Tensor, tau: float) -> CategoricalLaw:
+    """Jumps with probability tau times rates (b, *d, S), else x stays; where they exceed 1 in sum they are scaled to that."""
+    moves = tau * rates.scatter(-1, x[..., None], 0.0).clamp(min=0)
+    total = moves.sum(-1, keepdim=True)
+    moves = moves / total.clamp(min=1)
+    return CategoricalLaw(moves.scatter(-1, x[..., None], (1 - total).clamp(min=0)))
+
+
+def falling(t: float, s: float) -> None:
+    """Raise `ConfigurationError` unless a step goes towards the data."""
+    if not s < t:
+        raise ConfigurationError(f"got a step from t = {t:g} to s = {s:g}, expected a falling grid")
+
+
+@dataclass(frozen=True)
+class CTMCEuler:
+    """One Euler step of the reverse chain: P(x_s = y) = (t - s) R_hat(x_t, y) for y != x_t, and x_t with what is left (check
+    E08)."""
+
+    needs = "rates"
+    order = 1
+    stages = 1
+    stochastic = True
+
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
+    ) -> tuple[Tensor, None]:
+        """One step from time t to time s; there is no memory."""
+        falling(t, s)
+        estimate, process = denoiser(x, t), denoiser.process
+        if at_an_end(process, t, s):
+            return process.posterior(estimate, t, s).sample(rng), None
+        return euler_law(process.rates(estimate, t), x, t - s).sample(rng), None
+
+
+@dataclass(frozen=True)
+class TauLeaping:
+    """n_y ~ Poisson((t - s) R_hat(x_t, y)) jumps to each y at every site (Campbell et al. 2022, algorithm 1; check E18).
+
+    ordinal: for ordered categories: the jumps add up, x_s = x_t + sum_y n_y (y - x_t), cut to 0 .. K - 1. Else a site takes a
+    jump where it has exactly one, and stays where it has more: there is no sum of categories.
+
+    Raises `ConfigurationError` where `ordinal` and the kernel has a mask, which has no place in the order.
+    """
+
+    ordinal: bool = False
+
+    needs = "rates"
+    order = 1
+    stages = 1
+    stochastic = True
+
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
+    ) -> tuple[Tensor, None]:
+        """One step from time t to time s; there is no memory."""
+        falling(t, s)
+        estimate, process = denoiser(x, t), denoiser.process
+        if self.ordinal and process.states != process.categories:
+            raise ConfigurationError(
+                f"got ordinal=True for {process.kernel!r}, whose mask has no place in an order; expected False"
+            )
+        if at_an_end(process, t, s):
+            return process.posterior(estimate, t, s).sample(rng), None
+        rates = process.rates(estimate, t).scatter(-1, x[..., None], 0.0).clamp(min=0)
+        counts = poisson((t - s) * rates, rng.uniform(rates.shape))
+        if self.ordinal:
+            apart = torch.arange(process.states, device=x.device) - x[..., None]
+            return (x + (counts * apart).sum(-1)).clamp(0, process.categories - 1), None
+        return torch.where(counts.sum(-1) == 1, counts.argmax(-1), x), None
+
+
+@dataclass(frozen=True)
+class CTMCCorrector:
+    """`steps` Euler steps at one time with R + R_hat, under which q_t is invariant (Campbell et al. 2022, proposition 4).
+
+    eps: the length of a step over the time in which a site is noised, or revealed, whichever is the shorter: h = eps min(1, (1 -
+    alpha) / alpha) / beta. A corrector of `PredictorCorrector`; where rates are infinite it does nothing. Unadjusted, it
+    moves q_t by O(eps^2).
+    """
+
+    eps: float = 0.1
+    steps: int = 1
+
+    needs = "rates"
+    order = 0
+    stochastic = True
+    corrects = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps <= 1 or self.steps < 1:
+            raise ConfigurationError(
+                f"got eps={self.eps}, steps={self.steps}, expected 0 < eps <= 1 and at least one step"
+            )
+
+    @property
+    def stages(self) -> int:
+        """Calls of the denoiser in a full step."""
+        return self.steps
+
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
+    ) -> tuple[Tensor, None]:
+        """Steps at time t, which is s. Raises `ConfigurationError` where it is not."""
+        if s != t:
+            raise ConfigurationError(f"got a step from t = {t:g} to s = {s:g} for a corrector, expected s = t")
+        process = denoiser.process
+        assert process.schedule is not None
+        alpha = float(process.schedule.alpha(t))
+        if alpha in (0.0, 1.0):
+            return x, None
+        h = self.eps * min(1.0, (1 - alpha) / alpha) / -float(process.schedule.f(t))
+        for _ in range(self.steps):
+            estimate = denoiser(x, t)
+            rates = process.rates(estimate, t)
+            both = rates + process.forward_rates(x, t, rates.dtype)
+            x = euler_law(both, x, h).sample(rng)
+        return x, None
+
+
+def poisson(mean: Tensor, u: Tensor) -> Tensor:
+    """Poisson numbers of these means by inversion of uniform numbers u, both of one shape; int64."""
+    mean = mean.double()
+    term = torch.exp(-mean)
+    cdf, counts, k = term, torch.zeros_like(mean, dtype=torch.long), 0
+    while True:
+        more = u >= cdf
+        if not more.any() or k > 1000:
+            return counts
+        k += 1
+        counts = counts + more
+        term = term * mean / k
+        cdf = cdf + term
