@@ -295,7 +295,7 @@ def test_what_is_continuous_is_refused_with_a_way_out(tmp_path):
         DataError, match=r"a.npy: got float64 values of shape \(3,\), expected text, .*--levels.*--integers codes"
     ):
         discrete(floats)
-    table = replace(floats, scaling=TableScaling((Numeric("x", 0.0, 1.0, False, 0.0, 1.0),), 1.0))
+    table = replace(floats, scaling=TableScaling((Numeric("x", "float64", 0.0, 1.0, False, 0.0, 1.0),), 1.0))
     with pytest.raises(DataError, match=r"got a table of columns.*--process gaussian"):
         discrete(table)
     with pytest.raises(ConfigurationError, match=r"digits: got --integers codes, expected a .npy or .npz"):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import ornstein as orn
 
@@ -13,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "ornstein").rglob("*.py"))
 LAYERS = (
     "errors", "conditions", "files", "devices", "parallel", "noise", "config", "logs", "schedules", "processes",
-    "denoisers", "discrete", "mixed", "classifiers", "clipping", "tempering", "guidance", "filters", "exact", "variational", "terms", "grids", "integrate",
-    "curve", "objectives", "samplers", "constraints", "linearised", "networks", "data", "accuracy", "likelihood",
-    "editing", "plots", "metrics", "specs", "training", "priors", "descriptions", "checkpoints", "watching", "profiling",
-    "experiment", "cli",
+    "denoisers", "discrete", "mixed", "classifiers", "clipping", "tempering", "guidance", "filters", "exact",
+    "variational", "terms", "grids", "integrate", "curve", "objectives", "samplers", "constraints", "linearised",
+    "networks", "data", "accuracy", "likelihood", "editing", "plots", "metrics", "specs", "training", "priors",
+    "descriptions", "checkpoints", "watching", "profiling", "experiment", "cli",
 )  # fmt: skip
 
 
@@ -59,6 +60,20 @@ def test_what_the_docs_ask_for_is_drawn():
     assert names["once"].x[:, 1].mean() < 0.85 < 1.05 < names["often"].x[:, 1].mean() < 1.2
     assert (names["often"].x[:, 0] == 1.5).all()
     assert (names["alike"].x.sum(1) - 1.0).abs().max() < 1e-5
+
+
+def test_the_categories_of_the_docs_are_right():
+    code, names = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "discrete.md").read_text(), re.S)[1], {}
+    exec(compile(code, "discrete.md", "exec"), names)
+    joint, pairs = names["joint"], names["pairs"]
+    seen = (pairs[:, :1] == torch.arange(3)).double().T @ (pairs[:, 1:] == torch.arange(3)).double() / len(pairs)
+    assert (seen - joint).abs().sum() / 2 < 0.06
+    truth = float((joint * joint.log()).sum())
+    assert truth - 0.1 < names["bound"].mean < truth + 4 * names["bound"].standard_error
+    assert names["sharp"].calls == 2
+    assert (names["completed"][:, 0] == 2).all()
+    given = torch.bincount(names["completed"][:, 1], minlength=3) / 500
+    assert (given - joint[2] / joint[2].sum()).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("name", sorted(orn.EXPORTS))

@@ -18,8 +18,8 @@ from scipy import stats
 from ornstein.config import DataOptions
 from ornstein.data import Scaling, load_dataset
 from ornstein.data.columns import TableScaling
-from ornstein.data.mixed import read_scaling
 from ornstein.data.kinds import Category, Numeric
+from ornstein.data.mixed import read_scaling
 from ornstein.data.parquet import ParquetSource, TableStream
 from ornstein.data.survey import Field, Survey
 from ornstein.data.tables import from_frame, load_table

@@ -20,12 +20,13 @@ _HOMES = {
     "constraints": "ILVR Inpainting",
     "editing": "interpolate sdedit",
     "objectives": "CampbellELBO CrossEntropy DenoisingScoreMatching DiscreteHybrid EDMWeighting ELBOWeighting "
-    "ExplicitScoreMatching Hybrid ImplicitScoreMatching Importance LikelihoodWeighting LogNormalSigma MaskedCrossEntropy MinSNR "
-    "MixedObjective Objective RateVLB Simple SlicedScoreMatching Stratified UniformLogSNR UniformSteps UniformTime VLB Weighting",
+    "ExplicitScoreMatching Hybrid ImplicitScoreMatching Importance LikelihoodWeighting LogNormalSigma "
+    "MaskedCrossEntropy MinSNR MixedObjective Objective RateVLB Simple SlicedScoreMatching Stratified "
+    "UniformLogSNR UniformSteps UniformTime VLB Weighting",
     "likelihood": "Bound Dequantise Likelihood decode elbo encode log_likelihood",
     "samplers": "RK4 RK45 Ancestral AnnealedLangevin CTMCCorrector CTMCEuler Euler EulerMaruyama FirstHitting Gillespie Heun "
-    "Langevin Midpoint Multistep Parts PredictorCorrector Samples Singlestep StochasticHeun TauLeaping UnderdampedLangevin sample "
-    "sample_steps",
+    "Langevin Midpoint Multistep Parts PredictorCorrector Samples Singlestep StochasticHeun TauLeaping UnderdampedLangevin "
+    "sample sample_steps",
     "networks": "DiT MLP MLPEncoder Pixels TabularMLP Transformer UNet UNetEncoder",
     "noise": "Noise",
     "data": "Codes Dataset MixedScaling Scaling TableScaling Vocabulary load_dataset",

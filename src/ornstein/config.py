@@ -47,8 +47,8 @@ class ModelOptions:
     """auto (UNet for images and series, Transformer for text and codes, MLP else), "UNet(widths=(64, 128), patch=2)", DiT,
     "MLP(width=256, depth=4)", "Transformer(width=256, depth=4)"; of a classifier UNetEncoder, MLPEncoder."""
     process: str = "gaussian"
-    """How data are noised: gaussian, of numbers; or as categories (text, images of --levels, columns of a table that hold some):
-    absorbing (masks), uniform, ordinal (a discretised Gaussian), or a call such as BirthDeath, "DiscretisedGaussian(length=500)"."""
+    """How data are noised: gaussian, of numbers; or as categories (text, images of --levels, columns of tables that hold some):
+    absorbing (masks), uniform, ordinal (a discretised Gaussian), or a call: BirthDeath, "DiscretisedGaussian(length=500)"."""
     alpha: str = "RectifiedFlow"
     """Of categories: the law of time whose alpha(t) is the share that is kept; RectifiedFlow is 1 - t."""
     logits: Literal["d3pm", "x0", "logistic"] = "d3pm"
@@ -168,8 +168,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": _SMALL_PICTURES,
     "text": {
         "process": "absorbing",
-        "network": "Transformer(width=256, depth=4)",
-        "batch_size": 32,
+        "network": "Transformer(width=128, depth=4, timed=False)",
+        "objective": "MaskedCrossEntropy(weighted=False)",
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.01,
+        "warmup": 0.05,
     },
     "toy2d": {
         "network": "MLP(width=256, depth=4)",

@@ -1,7 +1,8 @@
 """The denoiser of a state of parts, numbers and categories: one network call, read part by part.
 
 Numbers enter as they are, or over N with N^2 = alpha^2 sigma_data^2 + sigma^2, and are read as a `Denoiser` reads them;
-categories enter as their codes, and are read as a `DiscreteDenoiser` reads them. Every part is told by all of x_t.
+categories enter as their codes, and are read as a `DiscreteDenoiser` reads them. The network sees all of x_t for each part:
+that is how numbers and categories come to depend on each other, though each is noised, and drawn in a step, by itself.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.conditions import Condition
-from ornstein.denoisers import TrainedDenoiser
+from ornstein.denoisers import Denoiser, TrainedDenoiser
 from ornstein.discrete import DiscreteDenoiser
 from ornstein.errors import ConfigurationError, nearest
 from ornstein.processes.categorical import Categorical
@@ -20,7 +21,7 @@ from ornstein.processes.gaussian import Estimate, Gaussian, spread
 from ornstein.processes.product import Product, ProductEstimate, State
 from ornstein.schedules.base import Time, as_time
 
-PARAMETRIZATIONS = ("v", "x0", "velocity", "edm")
+PARAMETRIZATIONS = ("v", "x0", "eps", "velocity", "edm")
 
 
 class MixedDenoiser(TrainedDenoiser):
@@ -28,15 +29,15 @@ class MixedDenoiser(TrainedDenoiser):
 
     Args:
         network: `network(x, time)`, or `network(x, time, cond, keep)` where a condition is given; x a dict of parts, time
-            (b,); it
-            returns a dict of the same parts: of numbers the reading, of their shape; of categories logits, one axis more.
+            (b,); it returns a dict of the same parts: of numbers the reading, of their shape; of categories logits, one axis
+            more.
         process: the forward process, of parts that are `Gaussian` (without a base) or `Categorical`.
-        parametrization: of numbers: v, x0, velocity or edm, which say something of x_0 at every t.
+        parametrization: of numbers: v, x0, velocity, edm, or eps where the schedule leaves some signal at t = 1.
         logits: of categories: x0 or d3pm, as of `DiscreteDenoiser`.
         sigma_data: standard deviation of the numbers; given, they enter over N. Needed for edm.
         time: what the network is told, a function of a float64 time tensor; 1000 t where None.
 
-    Raises `ConfigurationError` on others.
+    Raises `ConfigurationError` on others, and for a network that returns other parts.
     """
 
     process: Product
@@ -58,18 +59,19 @@ class MixedDenoiser(TrainedDenoiser):
                 f"got parametrization '{parametrization}' for the numbers of a mixed state, expected one of "
                 f"{', '.join(PARAMETRIZATIONS)}{nearest(parametrization, PARAMETRIZATIONS)}"
             )
-        if parametrization == "edm" and sigma_data is None:
-            raise ConfigurationError("parametrization 'edm' needs sigma_data, the standard deviation of the numbers")
+        self._readers: dict[str, DiscreteDenoiser] = {}
         for name, part in process.parts.items():
-            if not isinstance(part, Categorical) and not (isinstance(part, Gaussian) and part.base is None):
+            if isinstance(part, Categorical):
+                self._readers[name] = DiscreteDenoiser(nn.Identity(), part, logits)
+            elif isinstance(part, Gaussian) and part.base is None:
+                Denoiser(nn.Identity(), part, parametrization, None, sigma_data)  # what it refuses
+            else:
                 raise ConfigurationError(
                     f"got {part!r} for {name!r}, expected a Categorical process, or a Gaussian one without a base"
                 )
         self.network, self.process, self.parametrization, self.logits = network, process, parametrization, logits
         self.sigma_data = sigma_data
         self.time = time or partial(torch.mul, 1000)
-        found = {n: p for n, p in process.parts.items() if isinstance(p, Categorical)}
-        self._readers = {name: DiscreteDenoiser(nn.Identity(), part, logits) for name, part in found.items()}
 
     def forward(
         self, x_t: State, t: Time, cond: Condition | None = None, keep: Tensor | None = None
@@ -79,6 +81,10 @@ class MixedDenoiser(TrainedDenoiser):
         time = self.time(as_time(t)).expand(len(first)).to(first.device, torch.float32)
         seen = {name: self._seen(name, x, t) for name, x in x_t.items()}
         output = self.network(seen, time) if cond is None else self.network(seen, time, cond, keep)
+        if set(output) != set(self.process.parts):
+            raise ConfigurationError(
+                f"got a network that returns {sorted(output)}, expected {sorted(self.process.parts)}, as the process has them"
+            )
         parts: dict[str, Any] = {}
         for name, process in self.process.parts.items():
             if name in self._readers:

@@ -25,6 +25,7 @@ from ornstein.errors import ConfigurationError
 from ornstein.processes.categorical import TINY, Categorical, CategoricalEstimate, CategoricalLaw
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.processes.normal import GaussianLaw
+from ornstein.processes.product import Product, ProductEstimate, ProductLaw, State, total
 from ornstein.schedules.base import Time
 from ornstein.variational import Bins, in_float64
 
@@ -173,6 +174,49 @@ class CategoricalTerms:
         return replace(truth, log_probs=truth.log_probs.to(held.log_probs)), held
 
 
+@dataclass(frozen=True)
+class ProductTerms:
+    """Those of a state of parts: sums over the parts, of which each has its own. There is no clock that all share."""
+
+    parts: dict[str, Terms]
+
+    def end(self, process: Product, x0: State, t: Time) -> Tensor:
+        """The sum of theirs."""
+        return total(each.end(process.parts[name], x0[name], t) for name, each in self.parts.items())
+
+    def step(self, estimate: ProductEstimate, x0: State, t: Time, s: Time) -> Tensor:
+        """The sum of theirs."""
+        return total(each.step(estimate.parts[name], x0[name], t, s) for name, each in self.parts.items())
+
+    def rate(self, estimate: ProductEstimate, x0: State, t: Time) -> Tensor:
+        """Raises `ConfigurationError`: numbers are integrated over log-SNR, categories over t."""
+        raise ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
+
+    def last(self, estimate: ProductEstimate, x0: State, t: Time) -> Tensor:
+        """The sum of theirs."""
+        return total(each.last(estimate.parts[name], x0[name], t) for name, each in self.parts.items())
+
+    def clock(self, process: Product, first: float, last: float) -> tuple[float, float]:
+        """Raises `ConfigurationError`, as `rate` does."""
+        raise ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
+
+    def time_at(self, process: Product, reading: Tensor) -> Tensor:
+        """Raises `ConfigurationError`, as `rate` does."""
+        raise ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
+
+    def marginal(self, process: Product, x0: State, t: Time) -> ProductLaw:
+        """The product of theirs."""
+        return ProductLaw({name: each.marginal(process.parts[name], x0[name], t) for name, each in self.parts.items()})
+
+    def reverse(self, estimate: ProductEstimate, t: Time, s: Time) -> ProductLaw:
+        """The product of theirs."""
+        return ProductLaw({name: each.reverse(estimate.parts[name], t, s) for name, each in self.parts.items()})
+
+    def prior(self, process: Product, x: State, t: Time) -> ProductLaw:
+        """The product of theirs."""
+        return ProductLaw({name: each.prior(process.parts[name], x[name], t) for name, each in self.parts.items()})
+
+
 def terms_of(
     process: Any, times: tuple[float, ...], bins: Bins | None = None, fixed: float = 1.0, precise: bool = True
 ) -> Terms:
@@ -184,6 +228,8 @@ def terms_of(
         one = len(times) == 1
         least = float(process.level(times[0]).sigma) if one else variational.floor(process, times[0], times[1])
         return GaussianTerms(least, bins, fixed)
+    if isinstance(process, Product):
+        return ProductTerms({n: terms_of(part, times, None, fixed, precise) for n, part in process.parts.items()})
     if bins is not None:
         raise ConfigurationError("got bins for categories, which have probabilities by themselves; expected none")
     return CategoricalTerms(precise)

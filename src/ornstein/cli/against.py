@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ornstein.cli.prompting import is_categorical
 from ornstein.config import TEXTS, DataOptions
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ornstein.data import Dataset
 
 
-def against(model: "Model", other: str | None, unknown: str | None = None) -> "tuple[Dataset, str, bool]":
+def against(
+    model: "Model", other: str | None, unknown: "Literal['error', 'skip'] | None" = None
+) -> "tuple[Dataset, str, bool]":
     """The data set (`other` by name, or that of the run), its name, and whether it is what the model was trained on.
 
     A text is read by the vocabulary of the model; unknown: what is done about characters that it lacks, None as in training.

@@ -46,8 +46,8 @@ class SamplingOptions:
     ] = None
     """Recipe of a step: Heun, "Heun(churn=0.1)", Euler, RK4, "RK45(rtol=1e-4)" (adaptive), Ancestral, "Ancestral(eta=0)",
     "Singlestep(2)", StochasticHeun, "PredictorCorrector(Ancestral(), Langevin())", or Multistep, of which
-    "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M) and "Multistep(3, 'x0', corrector=True)" UniPC. Of categories: Ancestral,
-    TauLeaping, CTMCEuler, "PredictorCorrector(TauLeaping(), CTMCCorrector())"; of masks FirstHitting, a call a token."""
+    "Multistep(2, 'x0', exact=False)" is DPM-Solver++(2M) and "Multistep(3, 'x0', corrector=True)" UniPC. Of categories:
+    Ancestral, TauLeaping, CTMCEuler, "PredictorCorrector(TauLeaping(), CTMCCorrector())"; of masks FirstHitting too."""
     steps: Annotated[
         int | None, arg(**hint(f"default: as --calls has it; {CALLS} with --inpaint, --reference, --upscale"))
     ] = None
@@ -142,8 +142,8 @@ def _of_categories(
     own = named is not None and math.isinf(named.stages)  # its steps are its own
     calls = options.calls
     if calls is None and options.steps is None and not own:
-        sites = drawn if drawn and getattr(model.process, "holds", False) else MANY_CALLS
-        calls = min(MANY_CALLS, sites, model.process.steps or MANY_CALLS)
+        sites = (drawn or getattr(model.scaling, "dims", None)) if model.process.holds else None
+        calls = min(MANY_CALLS, sites or MANY_CALLS, model.process.steps or MANY_CALLS)
     sampler = named if steering.wrap is None else steering.wrap(named or Ancestral())
     return Chosen(*recipe(denoiser, sampler, options.steps, calls), "usual" if named is None else "named")
 

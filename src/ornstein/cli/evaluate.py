@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PROG = "ornstein evaluate"
 LARGEST = 2000
-TOKENS, FEWEST = 65_536, 16  # of text that is drawn, and texts at least
+TOKENS, FEWEST = 16_384, 16  # of text that is drawn, and texts at least
 IN_MEMORY = 20_000  # examples of streamed data that are compared with
 
 
@@ -35,7 +35,7 @@ class Options:
 
     - images: Frechet distance, precision, recall, density and coverage on features of a classifier
     - any data: energy distance, sliced Wasserstein distance, median distance to the nearest training example
-    - tables and vectors: also the error of the correlations between columns; of mixed ones total variation of columns and of pairs
+    - tables and vectors: also the error of the correlations between columns; of mixed ones total variation of columns and pairs
     - text: total variation of the frequencies of 1, 2 and 3 tokens, known words, the longest run copied from the training text
     - arrays of codes: total variation of places and of pairs of places
 
@@ -46,7 +46,10 @@ class Options:
 
     run: Positional[Path]
     """The run folder."""
-    n: Annotated[int | None, arg(aliases=["-n"], **hint(f"default: as many as held out, at most {LARGEST}; of text {TOKENS} tokens"))] = None
+    n: Annotated[
+        int | None,
+        arg(aliases=["-n"], **hint(f"default: as many as held out, at most {LARGEST}; of text {TOKENS} tokens")),
+    ] = None
     """How many samples."""
     data: Annotated[str | None, arg(metavar="DATA", **hint("default: the data of the run"))] = None
     """What to compare with, named as in training."""
@@ -102,7 +105,9 @@ def _measured(
     if not isinstance(scaling, Codes) or scaling.is_image:
         return evaluate(drawn, test, train, scaling=scaling, features=features, seed=seed)
     if features is not None:
-        raise ConfigurationError("got --features for a model that makes no images, expected one of images; leave it out")
+        raise ConfigurationError(
+            "got --features for a model that makes no images, expected one of images; leave it out"
+        )
     if scaling.vocabulary is None:
         return evaluate_codes(drawn, test, train, levels=scaling.levels, seed=seed)
     return evaluate_text(drawn, test, train, vocabulary=scaling.vocabulary, seed=seed)

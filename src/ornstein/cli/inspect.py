@@ -60,7 +60,9 @@ def main(argv: list[str]) -> Outcome:
 
 def _speed(line: dict[str, Any]) -> dict[str, Any]:
     """Examples a second, or tokens of text."""
-    return {"tokens_per_s": line["tokens_per_s"]} if "tokens_per_s" in line else {"images_per_s": line.get("images_per_s")}
+    return (
+        {"tokens_per_s": line["tokens_per_s"]} if "tokens_per_s" in line else {"images_per_s": line.get("images_per_s")}
+    )
 
 
 def _last(log: list[dict[str, Any]], key: str) -> dict[str, Any]:
@@ -136,7 +138,9 @@ def _scaling(scaling: dict[str, Any] | None) -> str:
         if vocabulary is None:
             return f"codes 0 to {scaling['levels'] - 1} ({scaling['dtype']}), layout {scaling['layout']} -> {shape}"
         symbols = f" {vocabulary['symbols'][:80]!r}" if vocabulary.get("symbols") else ""
-        return f"text in windows of {shape[0]} tokens, a vocabulary of {scaling['levels']} {vocabulary['kind']}{symbols}"
+        return (
+            f"text in windows of {shape[0]} tokens, a vocabulary of {scaling['levels']} {vocabulary['kind']}{symbols}"
+        )
     if scaling["layout"] in ("table", "mixed table"):
         return f"a table of {len(scaling['columns'])} columns, each by its own"
     shift, scale = scaling["shift"], scaling["scale"]

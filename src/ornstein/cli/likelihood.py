@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PROG = "ornstein likelihood"
 USUAL = 256
 TOKENS = 65_536
-"""Of text, in held-out windows of at least this many by default: 256 of 256, whose standard error is some .02 bits a character."""
+"""Of text, in held-out windows of this many by default: 256 of 256, whose standard error is some .02 bits a character."""
 STEPS = 1000
 TERMS, FEW_TERMS = 32, 8
 """Of categories more terms add little: examples differ more than the draws of one."""
@@ -33,8 +33,8 @@ class Options:
     """Say how probable held-out data are under a run: a lower bound of log p (ELBO) and the density of its ODE.
 
     Quantised data (images) have a probability, quoted in bits per dimension too; the ELBO decodes their levels, the ODE needs
-    noise within them and is then a bound as well. Continuous data have a density in their own units, in nats. Models of categories
-    have an ELBO alone, in continuous time: of text in bits per token and per character.
+    noise within them and is then a bound as well. Continuous data have a density in their own units, in nats. Models of
+    categories have an ELBO alone, in continuous time: of text in bits per token and per character.
 
     For example:
     - ornstein likelihood runs/digits-1
@@ -49,7 +49,9 @@ class Options:
     """Whose held-out examples, named as in training."""
     n: Annotated[
         int | None,
-        arg(aliases=["-n"], **hint(f"default: as many as held out, at most {USUAL}; windows of {TOKENS} tokens of text")),
+        arg(
+            aliases=["-n"], **hint(f"default: as many as held out, at most {USUAL}; windows of {TOKENS} tokens of text")
+        ),
     ] = None
     """How many held-out examples, evenly spread."""
     unknown: Annotated[Literal["error", "skip"] | None, arg(**hint("default: as in training"))] = None
@@ -113,7 +115,7 @@ def main(argv: list[str]) -> Outcome:
         "given_labels": condition_of(model) == "labels",
         "condition": condition_of(model),
         **{name: figures_of(value) for name, value in found.items()},
-        **(of_text(found["elbo"], x, model.scaling) if is_text(model) else {}),
+        **(of_text(_elbo(found), x, model.scaling) if is_text(model) else {}),
         "settings": _settings(options, model, found),
         "written": [str(path) for path in written],
     }
@@ -153,19 +155,22 @@ def _check(options: Options) -> None:
         require_matplotlib()
 
 
+def _elbo(found: "dict[str, Bound | Likelihood]") -> "Bound":
+    from ornstein.likelihood import Bound
+
+    bound = found["elbo"]
+    assert isinstance(bound, Bound)
+    return bound
+
+
 def _fitting(options: Options, model: "Model") -> Options:
     """The options for this model: of categories the bound alone. Raises `ConfigurationError` where they do not fit it."""
-    from ornstein.processes import Product
-
     if options.unknown is not None and not is_text(model):
-        raise ConfigurationError("got --unknown for a model that is not of text, expected one of a .txt file: leave it out")
+        raise ConfigurationError(
+            "got --unknown for a model that is not of text, expected one of a .txt file: leave it out"
+        )
     if not is_categorical(model):
         return options
-    if isinstance(model.process, Product):
-        raise ConfigurationError(
-            "got a model of a mixed table, whose numbers have a density and whose categories a probability, expected a model of "
-            "one or the other: compare its samples by ornstein evaluate"
-        )
     if options.bound == "ode":
         raise ConfigurationError("got --bound ode for a model of categories, which have no ODE; expected --bound elbo")
     options = replace(options, bound="elbo")
@@ -203,7 +208,9 @@ def _bound(options: Options, model: "Model", x: "Tensor", cond: "Tensor | None")
     terms = None if options.per_step or options.terms == 0 else few if options.terms is None else options.terms
     steps = _steps(options, model)
     if steps == math.inf and terms is None:
-        raise ConfigurationError("got --terms 0 in continuous time, which has no last term; expected --steps with it, or --terms 128")
+        raise ConfigurationError(
+            "got --terms 0 in continuous time, which has no last term; expected --steps with it, or --terms 128"
+        )
     return elbo(model, x, steps=steps, terms=terms, cond=cond, seed=options.seed, batch_size=options.batch_size)
 
 
@@ -229,8 +236,11 @@ def _density(options: Options, model: "Model", x: "Tensor", cond: "Tensor | None
 
 def _steps(options: Options, model: "Model") -> float:
     """The length of the chain: a table has its own; of categories it is infinite where nothing asks for steps."""
+    from ornstein.processes import Product
+
     if is_categorical(model):
-        usual = STEPS if options.per_step else math.inf
+        whole = options.per_step or isinstance(model.process, Product)  # whose parts share no clock
+        usual = STEPS if whole else math.inf
         return model.process.steps or (usual if options.steps is None else options.steps)
     return int(getattr(model.process.schedule, "steps", STEPS if options.steps is None else options.steps))
 
@@ -240,7 +250,10 @@ def _settings(options: Options, model: "Model", found: dict[str, Any]) -> dict[s
     used: dict[str, Any] = {"seed": options.seed}
     if "elbo" in found:
         steps, terms = _steps(options, model), round(found["elbo"].calls) - 1
-        used |= {"steps": "continuous time" if steps == math.inf else steps, "terms": terms if terms < steps - 1 else "all"}
+        used |= {
+            "steps": "continuous time" if steps == math.inf else steps,
+            "terms": terms if terms < steps - 1 else "all",
+        }
     if "ode" in found:
         probes = options.probes if options.trace == "hutchinson" or options.probes > 1 else None
         used |= {

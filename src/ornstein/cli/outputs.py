@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from ornstein.checkpoints import Model
 
 LARGEST_ROW = 20  # pictures in a row of a grid with a column a class
-KINDS = {".npz": "arrays", ".npy": "array", ".png": "grid", ".txt": "text", ".jsonl": "lines", **dict.fromkeys(TABLES, "table")}
+KINDS = {
+    ".npz": "arrays",
+    ".npy": "array",
+    ".png": "grid",
+    ".txt": "text",
+    ".jsonl": "lines",
+    **dict.fromkeys(TABLES, "table"),
+}
 USUAL = {"image": ".png", "table": ".csv", "array": ".npz", "text": ".txt"}
 FITS = {
     "image": ("arrays", "array", "grid", "folder"),
@@ -24,7 +31,7 @@ FITS = {
     "text": ("text", "lines", "arrays", "array"),
 }
 FITTING = {
-    "image": "FILE.npz, FILE.npy, FILE.png or a folder, a name without an ending",
+    "image": "FILE.npz, FILE.png or a folder, a name without an ending, or FILE.npy",
     "table": "FILE.csv, FILE.csv.gz, FILE.parquet or FILE.npz",
     "array": "FILE.npz or FILE.npy",
     "text": "FILE.txt, FILE.jsonl (a string a line), FILE.npz or FILE.npy (tokens)",
@@ -90,7 +97,9 @@ def write_texts(path: Path, texts: list[str]) -> None:
     from ornstein.files import atomic_write
 
     lines = path.suffix.lower() == ".jsonl"
-    content = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts) if lines else readable(texts) + "\n"
+    content = (
+        "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts) if lines else readable(texts) + "\n"
+    )
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.encode(errors="surrogatepass"))
 

@@ -1,9 +1,9 @@
 """The options of samples of categories: their length, what of a text is given, how sharp the model is read.
 
-A prompt is the beginning of each sample, a template all of it but its blanks. Both are `Inpainting`: known places are put to their
-tokens at every step. Under a process of masks that conditions without error, for a known token is one that is unmasked at every level
-and the network reads it from the first call on. Under other kernels the known places are noised to the level of the step (RePaint),
-which only bends the others towards them.
+A prompt is the beginning of each sample, a template all of it but its blanks. Both are `Inpainting`: known places are put to
+their tokens at every step. Under a process of masks that conditions without error, for a known token is one that is unmasked at
+every level, and the network reads it from the first call on. Under other kernels the known places are noised to the level of
+the step (RePaint), which only bends the others towards them.
 """
 
 import copy
@@ -70,7 +70,9 @@ def is_categorical(model: "Model") -> bool:
     return not isinstance(model.process, Gaussian)
 
 
-def refuse_foreign(model: "Model", asked: PromptingOptions, steering: Any, guided: bool, others: dict[str, Any]) -> None:
+def refuse_foreign(
+    model: "Model", asked: PromptingOptions, steering: Any, guided: bool, others: dict[str, Any]
+) -> None:
     """Raise `ConfigurationError` for options of text on other models, and for those of numbers on categories.
 
     others: more options of numbers, by name; None where not given.
@@ -81,9 +83,13 @@ def refuse_foreign(model: "Model", asked: PromptingOptions, steering: Any, guide
     for name in given:
         option = f"--{name.replace('_', '-')}"
         if not is_text(model) and name not in sharp:
-            raise ConfigurationError(f"got {option} for a model that is not of text, expected one trained on a .txt file: leave it out")
+            raise ConfigurationError(
+                f"got {option} for a model that is not of text, expected one trained on a .txt file: leave it out"
+            )
         if name in sharp and not _of_one_kind(model):
-            raise ConfigurationError(f"got {option} for a model of numbers, expected one of categories: leave it out")
+            raise ConfigurationError(
+                f"got {option} for a model with numbers, expected one of categories alone: leave it out"
+            )
     if not is_categorical(model):
         return
     if guided:
@@ -95,7 +101,9 @@ def refuse_foreign(model: "Model", asked: PromptingOptions, steering: Any, guide
     wrong = [*held, *(name for name, value in others.items() if value is not None)]
     if wrong:
         remedy = "hold text by --prompt or --template" if held and is_text(model) else "leave it out"
-        raise ConfigurationError(f"got --{wrong[0]} for a model of categories, expected it for one of numbers: {remedy}")
+        raise ConfigurationError(
+            f"got --{wrong[0]} for a model of categories, expected it for one of numbers: {remedy}"
+        )
 
 
 def prompted(model: "Model", denoiser: Any, steering: Steering, options: PromptingOptions) -> Prompted:
@@ -131,7 +139,9 @@ def _known(model: "Model", options: PromptingOptions) -> "tuple[Tensor, Tensor]"
     if length < 1:
         raise ConfigurationError(f"got --length {length}, expected at least 1")
     if length > usual:
-        say(f"note: --length {length} is more than the {usual} tokens of training; what lies further apart was never seen together")
+        say(
+            f"note: --length {length} is more than the {usual} tokens of training, which never saw places further apart"
+        )
     tokens, missing = torch.zeros(length, dtype=torch.long), torch.ones(length, dtype=torch.bool)
     if options.prompt is not None:
         codes = _encoded(vocabulary, options.prompt, "--prompt", options.unknown)
@@ -154,7 +164,7 @@ def _filled(vocabulary: "Vocabulary", options: PromptingOptions) -> "tuple[Tenso
     known = options.template.split(options.blank)
     if len(known) == 1:
         raise ConfigurationError(
-            f"got a --template without the blank '{options.blank}', expected at least one, a token to fill in each; or --blank SIGN"
+            f"got a --template without the blank '{options.blank}', expected one for each token to fill in; or --blank SIGN"
         )
     tokens, missing, before = [], [], ""
     for number, part in enumerate(known):
@@ -181,7 +191,7 @@ def _of_length(model: "Model", length: int) -> "Model":
     """The model for texts of another length; the weights are shared."""
     denoiser = copy.copy(model.denoiser)
     denoiser.shape = (length,)
-    return replace(model, denoiser=denoiser, scaling=replace(model.scaling, shape=(length,)))  # type: ignore[arg-type, type-var]
+    return replace(model, denoiser=denoiser, scaling=replace(model.scaling, shape=(length,)))  # type: ignore[type-var]
 
 
 def _sharpened(denoiser: Any, options: PromptingOptions) -> Any:

@@ -40,8 +40,8 @@ def figures_of(value: "Bound | Likelihood") -> dict[str, Any]:
 def of_text(bound: "Bound", x: "Tensor", scaling: Any) -> dict[str, Any]:
     """The bound of windows x (n, length) of text in bits: per token, and per character, of which they hold so many.
 
-    Both are ratios of sums over the windows, sum b_i / sum c_i = r; the standard error is that of the mean of b_i - r c_i over the
-    mean of c_i. None for one window.
+    Both are ratios of sums over the windows, sum b_i / sum c_i = r; the standard error is that of the mean of b_i - r c_i over
+    the mean of c_i. None for one window.
     """
     import torch
 

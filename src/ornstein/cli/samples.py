@@ -65,10 +65,14 @@ def _read_texts(path: Path, scaling: "Scaling | TableScaling | Codes") -> "Tenso
         texts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [vocabulary.encode(text, where=f"{path}, line {number}") for number, text in enumerate(texts, start=1)]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as texts ({error}); expected a JSON string a line, as --out FILE.jsonl writes") from None
+        raise DataError(
+            f"{path} cannot be read as texts ({error}); expected a JSON string a line, as --out FILE.jsonl writes"
+        ) from None
     if not rows or len({len(row) for row in rows}) > 1:
         lengths = sorted({len(row) for row in rows})
-        raise DataError(f"{path} has {len(rows)} texts of {lengths} tokens; expected texts of one length, as `ornstein sample` makes them")
+        raise DataError(
+            f"{path} has {len(rows)} texts of {lengths} tokens; expected texts of one length, as `ornstein sample` makes them"
+        )
     return torch.stack(rows)
 
 

@@ -196,7 +196,8 @@ def trained(made: Any, json: bool) -> Outcome:
     losses = [
         f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in ("loss", "validation_loss") if summary.get(name)
     ]
-    speed = f"{summary['steps']} steps, {summary['seconds']:.0f} s, {summary['images_per_s']:.0f} images/s"
+    unit = "tokens" if "tokens_per_s" in summary else "images"
+    speed = f"{summary['steps']} steps, {summary['seconds']:.0f} s, {summary[f'{unit}_per_s']:.0f} {unit}/s"
     interrupted = summary["stopped"] == "interrupted"
     follow = f"{PROG} --resume {made.folder}" if interrupted else _next(made)
     text = f"{made.folder}: {', '.join([summary['stopped'], speed, *losses])}\nnext: {follow}"

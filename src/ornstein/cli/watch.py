@@ -25,6 +25,7 @@ PANELS = (  # the name in the log, the title, whether its axis may be logarithmi
     ("learning_rate", "learning rate", False),
     ("images_per_s", "images/s", False),
 )
+TOKENS = "tokens_per_s"  # what stands there for text
 LEVELS = "loss_by_level/"
 WIDE = 76  # characters from which two charts stand side by side
 SHARE = 20  # curves are smoothed over one line in so many
@@ -64,6 +65,8 @@ class Watched:
     total: int | None
     batch_size: int | None
     age: float
+    length: int = 1
+    """Tokens of an example of text, 1 of other data."""
 
     @property
     def ended(self) -> bool:
@@ -73,7 +76,9 @@ class Watched:
     @property
     def images_per_s(self) -> float | None:
         """The speed in the last line that has one."""
-        speeds = self.curves.get("images_per_s")
+        speeds, tokens = self.curves.get("images_per_s"), self.curves.get(TOKENS)
+        if tokens:
+            return tokens[-1][1] / self.length
         return speeds[-1][1] if speeds else None
 
     @property
@@ -134,7 +139,8 @@ def status(run: Watched) -> str:
     )
     parts = [f"step {run.step}{share}"]
     if run.images_per_s is not None:
-        parts.append(f"{run.images_per_s:.4g} images/s")
+        text = TOKENS in run.curves
+        parts.append(f"{run.images_per_s * run.length:.4g} {'tokens' if text else 'images'}/s")
     if run.ended:
         parts.append("finished")
     else:
@@ -172,12 +178,16 @@ def _read(folder: Path, name: str) -> Watched:
         batch_size = int(config["options"]["training"]["batch_size"])
     except (KeyError, TypeError, ValueError):
         batch_size = None  # then the time left is not known
+    curves = logs.series(lines)
+    shape = config.get("model", {}).get("shape") if batch_size else None
+    length = int(shape[0]) if isinstance(shape, list) and TOKENS in curves else 1
     return Watched(
         name,
-        logs.series(lines),
+        curves,
         step=max((line["step"] for line in lines), default=0),
         total=logs.total_steps(folder, lines, config),
         batch_size=batch_size,
+        length=length,
         age=max(0.0, time.time() - (folder / logs.LOG).stat().st_mtime) if lines else 0.0,
     )
 

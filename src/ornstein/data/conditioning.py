@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ornstein.data.arrays import as_condition, readable
+from ornstein.data.codes import Codes
 from ornstein.data.columns import TableScaling
 from ornstein.data.dataset import Dataset
 from ornstein.data.scaling import Scaling, infer_layout
@@ -114,7 +115,7 @@ def _in_float(cond: Tensor) -> Tensor:
     return cond if cond.dtype in (torch.float32, torch.float64) else cond.float()
 
 
-def _fits(cond: Tensor, scaling: Scaling | TableScaling) -> bool:
+def _fits(cond: Tensor, scaling: Scaling | TableScaling | Codes) -> bool:
     """Whether conditions are images, or series, of the size of the examples."""
     if not isinstance(scaling, Scaling):
         return False
@@ -130,7 +131,7 @@ def _of_images(cond: Tensor) -> Scaling:
     return Scaling(shape, layout, (127.5,), (2 / 255,), 256, "uint8", 1.0)
 
 
-def _expected(scaling: Scaling | TableScaling) -> str:
+def _expected(scaling: Scaling | TableScaling | Codes) -> str:
     vectors = "floats (n, k), which are vectors"
     if isinstance(scaling, Scaling) and scaling.is_image:
         return f"{vectors}, or uint8 images of the examples' own {scaling.shape[1]} x {scaling.shape[2]} pixels"

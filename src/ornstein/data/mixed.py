@@ -2,10 +2,10 @@
 
 In model units {"numbers": (b, n), column: (b,), ...}: the numeric columns as `TableScaling` has them (standardised, or by
 quantiles, with what tells missing values), and the code of each column of categories, int64, by its name. Raw examples are
-those of the table.
+those of the table, so samples are written as any other table's. Columns of one value are in no part and come back as they were.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,7 +18,9 @@ from ornstein.data.codes import Codes
 from ornstein.data.columns import TableScaling
 from ornstein.data.kinds import Category, Column
 from ornstein.data.scaling import Scaling
-from ornstein.errors import ConfigurationError, DataError, NumericalError
+from ornstein.errors import DataError, NumericalError
+from ornstein.processes import Absorbing, Categorical, Gaussian, Kernel, Product
+from ornstein.schedules import CosineVP, RectifiedFlow, Schedule
 
 NUMBERS = "numbers"
 
@@ -66,6 +68,12 @@ class MixedScaling(TableScaling):
         """Number of model values of one example, a category being one."""
         return self.numbers + len(self.categories)
 
+    def process(self, kernel: Callable[[int], Kernel] = Absorbing, schedule: Schedule | None = None) -> Product:
+        """A process of such states: numbers Gaussian under `schedule`, CosineVP where None; categories under the kernel of their
+        count, kept with probability 1 - t."""
+        parts: dict[str, Any] = {key: Categorical(RectifiedFlow(), kernel(k)) for key, k in self.categories.items()}
+        return Product(({NUMBERS: Gaussian(schedule or CosineVP())} if self.numbers else {}) | parts)
+
     def encode(self, raw: Tensor | np.ndarray) -> Any:
         """Raw (b, columns) -> a state of parts. Raises DataError where values are none that the columns have."""
         raw = torch.as_tensor(raw)
@@ -107,10 +115,10 @@ class MixedScaling(TableScaling):
         return torch.stack(raw, 1)
 
     def log_det(self) -> float:
-        """Raises ConfigurationError: numbers have a density and categories a probability, which have no unit together."""
-        raise ConfigurationError(
-            "got a mixed table, whose numbers and categories have no density in one unit; expected model units"
-        )
+        """log|d model / d raw| of the numbers of one example, in nats: what is quoted is a density of the numbers times a
+        probability of the categories. Raises ConfigurationError where numbers have no density in their own units."""
+        numeric = tuple(column for column in self.columns if not isinstance(column, Category) and column.width)
+        return TableScaling(numeric, self.sigma_data).log_det() if numeric else 0.0
 
 
 def _key(name: str) -> str:

@@ -81,8 +81,9 @@ class Experiment:
     def train(self, progress: bool = True) -> dict[str, Any]:
         """Train to the last step, or until interrupted (Ctrl-C or SIGTERM finishes the step and saves).
 
-        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s (of text tokens_per_s), stopped. On a loss that is not finite
-        and on data that cannot be read the last good state is saved and `NumericalError` or `DataError` raised.
+        Returns a summary: run, steps, loss, validation_loss, seconds, images_per_s (of text tokens_per_s), stopped. On a loss
+        that is not finite and on data that cannot be read the last good state is saved, then `NumericalError` or `DataError`
+        raised.
         """
         began, first, run = time.perf_counter(), self.run.count, self.run
         with (
@@ -246,8 +247,12 @@ class Experiment:
         scaling = self.dataset.scaling
         assert isinstance(scaling, Codes)
         with self.run.averaged() as denoiser, autocast(self.run.precision, self.run.device):
-            x = sample(denoiser, n=TEXTS, calls=TEXT_CALLS, cond=self.feed.shown(TEXTS, self.condition), seed=self._grid_seed()).x
-        texts = "".join(f"--- {i} ---\n{text}\n" for i, text in enumerate(scaling.text(scaling.decode(x.cpu())), start=1))
+            x = sample(
+                denoiser, n=TEXTS, calls=TEXT_CALLS, cond=self.feed.shown(TEXTS, self.condition), seed=self._grid_seed()
+            ).x
+        texts = "".join(
+            f"--- {i} ---\n{text}\n" for i, text in enumerate(scaling.text(scaling.decode(x.cpu())), start=1)
+        )
         path = self.folder / "samples" / f"step-{self.run.count:08d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:

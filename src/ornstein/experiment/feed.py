@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ornstein.conditions import moved
 from ornstein.data import Codes, Conditioning, Dataset, MixedScaling, placed
+from ornstein.data.codes import tokens_under
 from ornstein.data.streaming import Stream
 
 
@@ -68,7 +69,7 @@ def _ready(dataset: Dataset, device: torch.device) -> tuple[Tensor | Stream, boo
     if not isinstance(examples, Tensor):
         return examples, False
     if isinstance(dataset.scaling, Codes | MixedScaling):  # codes would grow, windows of a text be copied out
-        fits = device.type == "cuda" and 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0]
+        fits = device.type == "cuda" and 4 * tokens_under(examples).nbytes <= torch.cuda.mem_get_info(device)[0]
         return placed(examples, device) if fits else examples, False
     encoded = 4 * dataset.scaling.dims <= examples[0].nbytes
     if encoded:

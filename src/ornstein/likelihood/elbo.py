@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ornstein import grids
-from ornstein.conditions import Condition
+from ornstein.conditions import Condition, mapped
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
 from ornstein.likelihood.examples import Examples
@@ -61,7 +62,7 @@ class _Chain:
     drawn: int | None
     limit: bool = False
 
-    def separate(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise, u: Tensor) -> Found:
+    def separate(self, denoiser: DenoiserLike, x0: Any, rng: Noise, u: Tensor) -> Found:
         """Each term at a draw of its own; u (b, drawn) says which are drawn."""
         process, found = denoiser.process, []
         for t, s, weight in self._visits(process, u):
@@ -85,28 +86,33 @@ class _Chain:
                 i = 1 + (place * count).long().clamp(max=count - 1)
                 yield times[i], times[i - 1], count / self.drawn
 
-    def path(self, denoiser: DenoiserLike, x0: Tensor, rng: Noise) -> Found:
+    def path(self, denoiser: DenoiserLike, x0: Any, rng: Noise) -> Found:
         """Every step, at one path drawn upwards, x_1, x_2, .., x_T."""
         process, times = denoiser.process, self.times
         law = self.terms.marginal(process, x0, times[0])
-        x = law.sample(rng).to(x0.dtype)
+        x = _like(law.sample(rng), x0)
         found = [self._last(denoiser, x, x0)]
         for s, t in pairwise(times):
             above = process.transition(_precise(x), s, t)
-            x_t = above.sample(rng).to(x0.dtype)
+            x_t = _like(above.sample(rng), x0)
             back = self.terms.reverse(denoiser(x_t, t), t, s)
             found.append(back.log_prob(_precise(x)) - law.log_prob(_precise(x)))
             law, x = above, x_t
         return Found(-law.kl(self.terms.prior(process, x, times[-1])), torch.stack(found[::-1]))
 
-    def _last(self, denoiser: DenoiserLike, x_1: Tensor, x0: Tensor) -> Tensor:
+    def _last(self, denoiser: DenoiserLike, x_1: Any, x0: Any) -> Tensor:
         """log p(x_0 | x_1), (b,)."""
         return self.terms.last(denoiser(x_1, self.times[0]), x0, self.times[0])
 
 
-def _precise(x: Tensor) -> Tensor:
+def _precise(x: Any) -> Any:
     """Numbers in float64; categories as they are."""
-    return in_float64(x) if x.is_floating_point() else x
+    return mapped(x, lambda part: in_float64(part) if part.is_floating_point() else part)
+
+
+def _like(x: Any, x0: Any) -> Any:
+    """A state in the types of x0."""
+    return {k: v.to(x0[k].dtype) for k, v in x.items()} if isinstance(x0, dict) else x.to(x0.dtype)
 
 
 def elbo(

@@ -24,10 +24,11 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples `rows` of the whole: x0 (b, *d) in model units and the condition, on the denoiser's device."""
+    """Examples `rows` of the whole: x0 (b, *d), or a dict of parts, in model units and the condition, on the denoiser's
+    device."""
 
     rows: range
-    x0: Tensor
+    x0: Any
     cond: Condition | None
 
 
@@ -99,7 +100,7 @@ class Examples:
             part = self.x[rows.start : rows.stop]
             x0 = part if self.scaling is None else self.scaling.encode(part)
             cond = rows_of(self.cond, slice(rows.start, rows.stop))
-            yield Batch(rows, x0.to(self.device), moved(cond, self.device))
+            yield Batch(rows, moved(x0, self.device), moved(cond, self.device))
 
 
 def _check_model_units(x: Tensor, shape: tuple[int, ...] | None) -> None:

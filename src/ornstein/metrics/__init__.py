@@ -12,14 +12,17 @@ from ornstein.metrics.distances import (
 from ornstein.metrics.evaluation import evaluate
 from ornstein.metrics.features import FeatureNet, LeNet, load_features, pixels, save_features
 from ornstein.metrics.report import Measure, Report
+from ornstein.metrics.tables import ColumnDistances, column_distances
 from ornstein.metrics.text import evaluate_codes, evaluate_text
 
 __all__ = [
+    "ColumnDistances",
     "FeatureNet",
     "LeNet",
     "Measure",
     "PrecisionRecall",
     "Report",
+    "column_distances",
     "correlation_error",
     "energy_distance",
     "evaluate",

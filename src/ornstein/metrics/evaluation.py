@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,8 +55,8 @@ def evaluate(
     """Compare samples (n, *d) with held-out `test` (m, *d) and look for them in `train` (l, *d), all in raw units.
 
     scaling: that of the data; distances are then in model units, and images are compared on features too. None: the
-        numbers are taken as they are. Of codes, levels 0 .. K - 1 are taken as -1 .. 1; of a mixed table, categories as `TableScaling`
-        has them.
+        numbers are taken as they are. Of codes, levels 0 .. K - 1 are taken as -1 .. 1; of a mixed table, categories as
+        `TableScaling` has them.
     features: a classifier from `load_features`; by default the shipped one where it reads the images (one channel).
 
     Measures: `frechet_distance`, `precision`, `recall`, `density`, `coverage` (images), `energy_distance`,
@@ -201,7 +201,7 @@ def _feature_net(
     return net, notes
 
 
-def _on_features(sets: list[Tensor], scaling: Scaling | Codes, net: FeatureNet, draws: _Draws) -> list[Measure]:
+def _on_features(sets: list[Tensor], scaling: Any, net: FeatureNet, draws: _Draws) -> list[Measure]:
     """Frechet distance, precision, recall, density and coverage on the classifier's features; images as raw data."""
     samples, test, train = sets
     n = min(len(samples), len(train))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ornstein.data.codes import Codes
 from ornstein.data.scaling import Scaling
 from ornstein.errors import CheckpointError, ConfigurationError, DataError
 
@@ -25,7 +26,7 @@ WIDTH = 128  # number of features
 TRAIN_HINT = "train one with `python benchmarks/train_classifier.py DATA --out FILE` and name it with --features FILE"
 
 
-def pixels(raw: Tensor, scaling: Scaling) -> Tensor:
+def pixels(raw: Tensor, scaling: Scaling | Codes) -> Tensor:
     """Raw images (n, *raw_shape) as the classifier reads them: (n, c, h, w), raw / (levels - 1), so in [0, 1].
 
     Model units will not do: where they put black and white depends on the data. `DataError` where these are no images.

@@ -2,10 +2,10 @@
 
     TV(p, q) = (1 / 2) sum_c |p(c) - q(c)|,   0 where the shares of all cells agree, 1 where no cell has rows of both
 
-The cells of a column of categories are its categories. Those of a column of numbers lie between quantiles of the real rows, which
-makes them about equally full; missing values are one more. The cells of a pair of columns are those of one times those of the other:
-what one column tells of another is seen there, and nowhere else. Shares of n rows are never those of their law, so a distance says
-little alone: it stands beside that of other real rows (`evaluate` says the same of its figures).
+The cells of a column of categories are its categories. Those of a column of numbers lie between quantiles of the real rows,
+which makes them about equally full; missing values are one more. The cells of a pair of columns are those of one times those of
+the other: what one column tells of another is seen there, and nowhere else. Shares of n rows are never those of their law, so a
+distance says little alone: it stands beside that of other real rows (`evaluate` says the same of its figures).
 """
 
 from dataclasses import dataclass
@@ -48,13 +48,16 @@ def column_distances(samples: Tensor, real: Tensor, scaling: TableScaling, bins:
         raise ConfigurationError(f"got bins={bins}, expected at least 2")
     for name, rows in (("samples", samples), ("real rows", real)):
         if rows.ndim != 2 or rows.shape[1:] != scaling.raw_shape or not len(rows):
-            raise DataError(f"got {name} of shape {tuple(rows.shape)}, expected (n, {len(scaling.columns)}), one for each column")
-    cells, sizes = {}, {}
+            raise DataError(
+                f"got {name} of shape {tuple(rows.shape)}, expected (n, {len(scaling.columns)}), one for each column"
+            )
+    cells: dict[str, tuple[Tensor, Tensor]] = {}
+    sizes: dict[str, int] = {}
     for i, column in enumerate(scaling.columns):
         if column.width:
             x, y = samples[:, i].cpu().double(), real[:, i].cpu().double()
             edges = torch.arange(0.5, len(column.values)).double() if isinstance(column, Category) else _edges(y, bins)
-            cells[column.name] = tuple(_cell(values, edges) for values in (x, y))
+            cells[column.name] = _cell(x, edges), _cell(y, edges)
             sizes[column.name] = len(edges) + 2
     alone = {name: _variation(*found, sizes[name]) for name, found in cells.items()}
     pairs = {}

@@ -1,13 +1,13 @@
-"""Samples of text against held-out text: which sequences of tokens occur, which words, and how much is copied from the training text.
+"""Samples of text against held-out text: which sequences of tokens occur, which words, and how much is copied from training.
 
 Frequencies of n-grams, p(w) and q(w) over sequences w of n tokens, are compared by their total variation,
 
     TV = 1/2 sum_w |p(w) - q(w)|,  0 to 1.
 
-Between finite texts it is far from 0, the more so the larger n is, so that it says something only beside real text: windows of the
-training text in place of the samples, of the same number and length, against the same held-out windows. Two more figures tell a model
-that spells from one that copies: the share of words that occur in the training text, and the longest run of tokens that a sample has
-in common with it (the median over samples), both beside those of held-out text.
+Between finite texts it is far from 0, the more so the larger n is, so that it says something only beside real text: windows of
+the training text in place of the samples, of the same number and length, against the same held-out windows. Two more figures tell
+a model that spells from one that copies: the share of words that occur in the training text, and the longest run of tokens that
+a sample has in common with it (the median over samples), both beside those of held-out text.
 """
 
 import re
@@ -33,18 +33,20 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that a power of it is never 0 modulo 2^64
 def evaluate_text(
     samples: Tensor, test: Tensor, train: Tensor, *, vocabulary: Vocabulary, seed: int = 0, splits: int = 10
 ) -> Report:
-    """Compare samples (n, L) of tokens with held-out windows (m, L'), and look for them in the windows (l, L') of the training text.
+    """Compare samples (n, L) of tokens with held-out windows (m, L'), and look for them in those of training, (l, L').
 
     Measures: `total_variation_1`, `_2`, `_3` of n-grams; `known_words`, the share of the words of a text, those cut by its ends
     left out, that occur in the training text; `longest_copy`, tokens, the median over at most 500 samples. Real is the mean over
-    `splits` sets of training windows (held-out ones for the last two), n of them, of the samples' length where theirs is no shorter.
+    `splits` sets of n training windows, for the last two held-out ones, cut to the samples' length.
     Raises `DataError` on a set without examples, `ConfigurationError` unless splits >= 1.
     """
     if splits < 1:
         raise ConfigurationError(f"evaluate_text got splits={splits}; expected at least 1")
     for name, x in (("samples", samples), ("held-out windows", test), ("training windows", train)):
         if x.ndim != 2 or not len(x) or x.is_floating_point():
-            raise DataError(f"got {name} of shape {tuple(x.shape)} and type {x.dtype}, expected tokens (n, length), n >= 1")
+            raise DataError(
+                f"got {name} of shape {tuple(x.shape)} and type {x.dtype}, expected tokens (n, length), n >= 1"
+            )
     generator = torch.Generator().manual_seed(seed)
     length, n = min(samples.shape[1], test.shape[1]), len(samples)
     real = [train[torch.randint(len(train), (n,), generator=generator)][:, :length] for _ in range(splits)]
@@ -58,28 +60,37 @@ def evaluate_text(
     held = [test[torch.randperm(len(test), generator=generator)[:n]][:, :length] for _ in range(splits)]
     held = held if n < len(test) else held[:1]
     known = set(_WORD.findall(vocabulary.decode(text)))
-    shares = [share_known(vocabulary, x, known) for x in (samples, *held)]
-    rows += [_measure("known_words", shares[:1], shares[1:], n, len(held[0]), "near 1")] if None not in shares else []
-    copies = [float(longest_copy(x[:COPIED], text)) for x in (samples, *held[:2])]
+    found = [share_known(vocabulary, x, known) for x in (samples, *held)]
+    shares = [share for share in found if share is not None]
+    if len(shares) == len(found):
+        rows.append(_measure("known_words", shares[:1], shares[1:], n, len(held[0]), "near 1"))
+    copies = [float(longest_copy(x[:COPIED], text)) for x in (samples, held[0])]
     rows.append(_measure("longest_copy", copies[:1], copies[1:], min(n, COPIED), len(text), "near 1"))
     unit = "shares of n-grams (total variation, 0 to 1), shares of words, and tokens copied"
     return Report(tuple(rows), None, unit, n, len(test), len(train), seed, splits)
 
 
-def evaluate_codes(samples: Tensor, test: Tensor, train: Tensor, *, levels: int, seed: int = 0, splits: int = 10) -> Report:
+def evaluate_codes(
+    samples: Tensor, test: Tensor, train: Tensor, *, levels: int, seed: int = 0, splits: int = 10
+) -> Report:
     """Compare arrays of codes 0 .. levels - 1, samples (n, *d), with held-out ones (m, *d): laws of one place, and of two.
 
     Measures: `variation_of_places` and `variation_of_pairs`, total variations between samples and held-out data, means over all
-    places and over at most 200 pairs of them. Real: training examples in place of the samples. Raises `DataError` on other shapes.
+    places and over at most 200 pairs of them. Real: training examples in place of the samples. Raises
+    `DataError` on shapes that differ.
     """
     sets = [x.flatten(1).long() for x in (samples, test, train)]
     if len({x.shape[1] for x in sets}) > 1 or not all(map(len, sets)):
-        raise DataError(f"got examples of shapes {[tuple(x.shape) for x in (samples, test, train)]}, expected one shape for all")
+        raise DataError(
+            f"got examples of shapes {[tuple(x.shape) for x in (samples, test, train)]}, expected one shape for all"
+        )
     generator = torch.Generator().manual_seed(seed)
     x, y, z = sets
     n, dims = min(len(x), len(z)), x.shape[1]
     real = [z[torch.randperm(len(z), generator=generator)[:n]] for _ in range(splits)]
-    every = torch.combinations(torch.arange(dims)) if dims <= 1000 else torch.randint(dims, (PAIRS, 2), generator=generator)
+    every = (
+        torch.combinations(torch.arange(dims)) if dims <= 1000 else torch.randint(dims, (PAIRS, 2), generator=generator)
+    )
     pairs = every[torch.randperm(len(every), generator=generator)[:PAIRS]]
 
     def places(a: Tensor) -> float:
@@ -101,11 +112,11 @@ def variation(p: dict[int, float], q: dict[int, float]) -> float:
 
 
 def share_known(vocabulary: Vocabulary, windows: Tensor, known: set[str]) -> float | None:
-    """The share of the words of windows (n, L) that are among the known; None where there are none. Words at the ends may be cut."""
+    """The share of the words of windows (n, L) that are among the known, None without words; those at the ends may be cut."""
     found = []
     for row in windows:
         text = vocabulary.decode(row)
-        found += [m[0] in known for m in _WORD.finditer(text) if 0 < m.start() and m.end() < len(text)]
+        found += [m[0] in known for m in _WORD.finditer(text) if m.start() > 0 and m.end() < len(text)]
     return fmean(found) if found else None
 
 
@@ -127,7 +138,11 @@ def _hashes(rows: np.ndarray, length: int) -> np.ndarray:
     # A run of a + b has the hash H_a(i) B^b + H_b(i + a): the binary digits of the length, from the first.
     made, size, power = values, 1, _BASE
     for digit in bin(length)[3:]:
-        made, size, power = made[:, : made.shape[1] - size] * np.uint64(power) + made[:, size:], 2 * size, power**2 % 2**64
+        made, size, power = (
+            made[:, : made.shape[1] - size] * np.uint64(power) + made[:, size:],
+            2 * size,
+            power**2 % 2**64,
+        )
         if digit == "1":
             one = values[:, size:]
             made, size, power = made[:, : one.shape[1]] * np.uint64(_BASE) + one, size + 1, power * _BASE % 2**64

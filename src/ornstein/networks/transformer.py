@@ -13,8 +13,10 @@ numbers z_j, and likewise those of a key; at place i both are turned by an angle
 
 whose products `Re(z_j conj(z'_j))` hold `exp(sqrt(-1) (i - i') w_j)` alone. A turn has no length it was trained for.
 
-Attention needs long to discover that neighbours matter most, which in text is most of the truth. A short depthwise
-convolution in front of it (`mixing` places wide; So et al. 2021, arXiv:2109.08668, have it behind) says so from the start.
+Attention needs long to discover that neighbours matter most, which in text is most of the truth. So what a block's two
+halves read is first mixed with its neighbours by a short depthwise convolution (`mixing` places wide). In
+attention such convolutions are known (So et al. 2021, arXiv:2109.08668, of queries, keys and values); before the perceptron,
+each of its units is a small detector of strings from the first step.
 """
 
 import torch
@@ -28,23 +30,37 @@ from ornstein.networks.embeddings import Embedding, check_dropout
 from ornstein.networks.given import parts_of
 
 
-class TokenBlock(DiTBlock):
-    """A `DiTBlock` on tokens in a row (b, n, width): queries and keys turned by place, neighbours mixed before.
+class NearLinear(nn.Linear):
+    """`W (h_i + sum_{|j| <= r} w_j h_{i+j}) + b` at each place i of h (b, n, width), with w_j h channel by channel.
 
-    With `mixing` = 2 r + 1 > 0 attention reads `h_i + sum_{|j| <= r} w_j h_{i+j}`, channel by channel, zeros outside the
-    sequence; w is zero before training.
+    Zeros stand outside the sequence; `mixing` = 2 r + 1. The w_j start normal of variance 1 / mixing: channels that read
+    neighbours from the first step learn faster than from w = 0.
+    """
+
+    def __init__(self, width: int, outputs: int, mixing: int) -> None:
+        super().__init__(width, outputs)
+        self.near = nn.Parameter(torch.randn(mixing, width) / mixing**0.5)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h + mixed(h, self.near))
+
+
+class TokenBlock(DiTBlock):
+    """A `DiTBlock` on tokens in a row (b, n, width): queries and keys turned by place.
+
+    With `mixing` > 0 attention and perceptron read their neighbourhoods, by a `NearLinear` each.
     """
 
     def __init__(self, width: int, dropout: float, mixing: int) -> None:
         super().__init__(width, dropout)
-        self.near = nn.Parameter(torch.zeros(mixing, width)) if mixing else None
+        if mixing:
+            self.query_key_value = NearLinear(width, 3 * width, mixing)
+            self.widen = NearLinear(width, 4 * width, mixing)
         self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies(width // self.heads), persistent=False)
 
     def attention(self, h: Tensor) -> Tensor:
         """Self-attention among the tokens (b, n, width) of each example, by differences of place."""
-        if self.near is not None:
-            h = h + mixed(h, self.near)
         paired, v = self.query_key_value(h).unflatten(2, (3, self.heads, -1)).split((2, 1), dim=2)
         q, k = turn(paired, self.frequencies).permute(2, 0, 3, 1, 4)
         h = functional.scaled_dot_product_attention(q, k, v[:, :, 0].transpose(1, 2))
@@ -60,8 +76,8 @@ class Transformer(nn.Module):
     Args: `states`, how many codes the input has, with the mask where the noise is masks; `categories`, how many the data
     have; `width` of a token, a multiple of 32 (heads have 64 channels, or 32 where 64 does not divide it); `depth`, the number
     of blocks; `classes`, 0 or the number of classes (or the length of a float condition); `dropout`, the probability in
-    the perceptrons; `mixing`, 0 or the odd number of neighbours mixed before each attention; `timed`, False to leave the time
-    out, which masks need not, for they can be counted.
+    the perceptrons; `mixing`, 0 or the odd number of neighbouring places mixed before each half of a block; `timed`, False
+    to leave the time out, which masks need not, for they can be counted.
     `network(x, time, cond=None, keep=None)`: see `embeddings.Embedding` for the last three.
     Raises ConfigurationError for arguments or input that do not fit.
     """
@@ -124,7 +140,7 @@ def frequencies(size: int) -> Tensor:
 
 
 def turn(x: Tensor, rates: Tensor) -> Tensor:
-    """x (b, n, ..., 2 m) with the complex pair j at place i times `exp(sqrt(-1) i rates_j)`, i = 0 .. n - 1; float32."""
+    """x (b, n, ..., 2 m) with the complex pair j at place i times `exp(sqrt(-1) i rates_j)`, i = 0 .. n - 1."""
     phase = torch.arange(x.shape[1], device=x.device)[:, None] * rates
     turns = torch.polar(torch.ones_like(phase), phase).reshape(len(phase), *(1,) * (x.ndim - 3), len(rates))
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))

@@ -4,7 +4,7 @@
 
 with r the reading that the network predicts of numbers, D the number of model values, a category being one of them. The
 factor w is 1, or, `weighted`, that of the bound of masks, -alpha' / (1 - alpha): the optimum is the same, the noise of the
-gradient larger.
+gradient larger. So is the optimum for any `balance`, which is a matter of what a network of finite size learns first.
 """
 
 from dataclasses import dataclass, field
@@ -26,8 +26,12 @@ from ornstein.processes.product import Product, State
 class MixedObjective:
     """The sum over the parts of a `Product`; see the module.
 
-    balance: the factor of the categories' cross-entropies, in nats, beside squared errors of numbers of variance 1. weighted:
-    whether they have the weight of the bound; for absorbing kernels alone. times: uniform.
+    balance: the factor of the categories' cross-entropies, in nats, beside squared errors of numbers of variance 1.
+    weighted: whether they have the weight of the bound; for absorbing kernels alone.
+    times: uniform on [0, 1], one for each example and all of its parts.
+
+    Of a process that is known at the times i / T alone, the time is the next one of them. Raises `ConfigurationError` on other
+    times, and unless balance > 0.
     """
 
     balance: float = 1.0
@@ -51,8 +55,8 @@ class MixedObjective:
             raise ConfigurationError(
                 f"got {type(process).__name__}, expected a Product; for one state space its own objective"
             )
-        first = next(iter(process.parts.values()))
-        t = self.times(first, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
+        t = self.times(process, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
+        t = t if process.steps is None else torch.ceil(t * process.steps) / process.steps
         x_t, truths = {}, {}
         for name, part in process.parts.items():
             if isinstance(part, Categorical):
@@ -69,7 +73,16 @@ class MixedObjective:
                 losses["numbers"].append(error.square().flatten(1).sum(1))
             else:
                 costs = -held.log_probs.gather(-1, x0[name][..., None])[..., 0].reshape(len(t), -1).sum(1)
-                factor = reveal_rate(held.process, t).to(costs) if self.weighted else 1.0
-                losses["categories"].append(self.balance * factor * costs)
+                losses["categories"].append(self.balance * self._factor(held.process, t, costs) * costs)
         parts = {name: torch.stack(found).sum(0) / dims for name, found in losses.items() if found}
         return Loss(torch.stack(list(parts.values())).sum(0), t, parts)
+
+    def _factor(self, process: Categorical, t: Tensor, costs: Tensor) -> Tensor | float:
+        """The weights of a part of categories. Raises `ConfigurationError` for those of the bound where the noise is no masks."""
+        if not self.weighted:
+            return 1.0
+        if not process.kernel.absorbing:
+            raise ConfigurationError(
+                f"got weighted=True for {process.kernel!r}, expected an Absorbing kernel, or weighted=False"
+            )
+        return reveal_rate(process, t).to(costs)

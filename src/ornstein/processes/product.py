@@ -3,7 +3,12 @@
     q(x_t | x_0) = prod_parts q(x_t^part | x_0^part)
 
 Forward the parts know nothing of each other. Backward they meet in the denoiser, which reads all of x_t: its estimate holds
-one for each part, and the law of a step is the product of theirs. A state is a dict of tensors with one leading axis b.
+one for each part, and the law of a step is the product of theirs,
+
+    p(x_s | x_t) = prod_parts p(x_s^part | x_t),
+
+so a bound of log p is the sum of theirs. What this product leaves out falls with the length of the step. A state is a dict of
+tensors with one leading axis b. All parts reach their data at t = 0, so that the last step lands on all of them.
 """
 
 from collections.abc import Callable, Mapping

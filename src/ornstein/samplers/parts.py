@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
 from ornstein.processes.product import State
-from ornstein.samplers.base import Sampler
+
+if TYPE_CHECKING:
+    from ornstein.samplers.base import Sampler
 
 
 class _Part:
@@ -30,7 +32,7 @@ class Parts:
     the state's.
     """
 
-    samplers: Mapping[str, Sampler]
+    samplers: "Mapping[str, Sampler]"
 
     needs = "any"
     stages = 1
@@ -41,8 +43,7 @@ class Parts:
             if sampler.stages != 1 or getattr(sampler, "constrains", False):
                 raise ConfigurationError(
                     f"got {sampler} for {name!r}, which calls the network {sampler.stages} times a step; expected "
-                    "one call, which "
-                    "all parts share: Ancestral(), Euler(), Multistep()"
+                    "one call, which all parts share: Ancestral(), Euler(), Multistep()"
                 )
 
     @property

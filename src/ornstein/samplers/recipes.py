@@ -19,6 +19,7 @@ from ornstein.processes.gaussian import Gaussian
 from ornstein.processes.product import Product
 from ornstein.samplers.ancestral import Ancestral
 from ornstein.samplers.multistep import Multistep
+from ornstein.samplers.parts import Parts
 
 if TYPE_CHECKING:
     from ornstein.samplers.base import Sampler
@@ -33,8 +34,6 @@ def usual(calls: int, process: Any = None) -> "Sampler":
     """The sampler for this many calls, one a step: for numbers with `grids.focused`, for categories `Ancestral()` with equal
     steps."""
     if isinstance(process, Product):
-        from ornstein.samplers.parts import Parts
-
         return Parts({name: usual(calls, part) for name, part in process.parts.items()})
     numbers = process is None or isinstance(process, Gaussian)
     return Multistep(3, corrector=calls >= MANY) if numbers else Ancestral()
@@ -45,6 +44,9 @@ def check_needs(sampler: "Sampler | None", process: Any) -> None:
 
     A sampler `needs` the "score" of numbers, where it does not say otherwise, the "rates" of categories, or "any" of them.
     """
+    if isinstance(process, Product) or isinstance(sampler, Parts):
+        _check_parts(sampler, process)
+        return
     needs = getattr(sampler, "needs", "score")
     numbers = isinstance(process, Gaussian)
     if sampler is not None and needs != "any" and numbers != (needs == "score"):
@@ -59,6 +61,23 @@ def check_needs(sampler: "Sampler | None", process: Any) -> None:
         raise ConfigurationError(f"got {sampler}, a sampler of {what}; expected {remedy}")
     if needs == "rates" and process.steps is not None:
         process.kernel.rate(process.schedule, 0.5)  # which a table of matrices refuses
+
+
+def _check_parts(sampler: "Sampler | None", process: Any) -> None:
+    """Raise `ConfigurationError` where a sampler cannot work on a state of parts, or one for parts on another state."""
+    if isinstance(sampler, Parts):
+        names = sorted(process.parts) if isinstance(process, Product) else []
+        if sorted(sampler.samplers) != names:
+            raise ConfigurationError(
+                f"got samplers for the parts {sorted(sampler.samplers)}, expected one for each of {names}, those of the process"
+            )
+        for name in names:
+            check_needs(sampler.samplers[name], process.parts[name])
+    elif sampler is not None and getattr(sampler, "needs", "score") != "any":
+        raise ConfigurationError(
+            f"got {sampler}, a sampler of one space, for a state of parts; expected Ancestral(), or one for each part: "
+            "Parts({name: sampler})"
+        )
 
 
 def recipe(
