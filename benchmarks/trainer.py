@@ -1,11 +1,12 @@
 """What the trainer costs over a bare loop of the same network: images a second, and the peak of memory.
 
 python benchmarks/trainer.py ../shared/data/mnist.npz --preset mnist
+python benchmarks/trainer.py ../shared/data/tinyshakespeare.txt --preset text
 
 The trainer runs as `ornstein train` does (data, noise, averages, clipping, log; validation, grids and checkpoints off); the
-bare loop does forward, backward and AdamW on one batch held ready. Blocks of a few steps of either alternate in one process,
-for speed on a shared machine drifts; the ratio is the median over neighbouring blocks. Memory is the largest resident size,
-once the data are read, of a process of its own for each (Linux).
+bare loop does forward, backward and AdamW on one batch held ready (of codes with the cross-entropy, else the squared error).
+Blocks of a few steps of either alternate in one process, for speed on a shared machine drifts; the ratio is the median over
+neighbouring blocks. Memory is the largest resident size, once the data are read, of a process of its own for each (Linux).
 """
 
 import argparse
@@ -40,13 +41,18 @@ def bare_step(made: Experiment) -> Callable[[], None]:
     run, size = made.run, made.options.training.batch_size
     network = run.denoiser.network.train()
     x0, cond = next(made.data())
-    x_t, seen, target = torch.randn_like(x0), torch.randn(size, device=run.device), torch.randn_like(x0)
+    codes = not x0.is_floating_point()
+    x_t, target = (x0, x0) if codes else (torch.randn_like(x0), torch.randn_like(x0))
+    seen = torch.randn(size, device=run.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         with autocast(run.precision, run.device):
             output = network(x_t, seen) if cond is None else network(x_t, seen, cond)
-        loss = (output.float() - target).square().mean()
+        if codes:
+            loss = torch.nn.functional.cross_entropy(output.float().flatten(0, -2), target.flatten())
+        else:
+            loss = (output.float() - target).square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -106,10 +112,11 @@ def main() -> None:
         made = prepare(given.data, given.preset, given.block * (given.rounds + 1), Path(scratch) / "run")
         other = prepare(given.data, given.preset, given.block, Path(scratch) / "other")
         ours, theirs = compare(made, bare_step(other), given.block)
-        images = given.block * made.options.training.batch_size
+        length = made.dataset.scaling.dims if made.dataset.scaling.layout == "plain" and given.preset == "text" else 1
+        images, unit = given.block * made.options.training.batch_size * length, "images" if length == 1 else "tokens"
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         print(made.describe())
-        print(f"trainer {images / median(ours):.1f} images/s, bare loop {images / median(theirs):.1f} (medians)")
+        print(f"trainer {images / median(ours):.1f} {unit}/s, bare loop {images / median(theirs):.1f} (medians)")
         middle = sorted(ratios)[len(ratios) // 4], sorted(ratios)[-1 - len(ratios) // 4]
         print(
             f"trainer / bare loop: {median(ratios):.3f} (median of {len(ratios)}; quartiles {middle[0]:.3f}, {middle[1]:.3f})"

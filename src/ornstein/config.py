@@ -170,7 +170,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "process": "absorbing",
         "network": "Transformer(width=128, depth=4, timed=False)",
         "objective": "MaskedCrossEntropy(weighted=False)",
-        "batch_size": 8,
+        "batch_size": 4,
         "learning_rate": 3e-3,
         "weight_decay": 0.01,
         "warmup": 0.05,
@@ -186,6 +186,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "objective": "Objective(Stratified(LogNormalSigma(mean=-0.4, std=1.2)))",
         "steps": 600,
     },
+    "mixed": {
+        "process": "absorbing",
+        "network": "TabularMLP(width=256, depth=3)",
+        "numeric": "quantile",
+        "batch_size": 256,
+        "learning_rate": 2e-3,
+        "steps": 3000,
+    },
     "series": {
         **_EDM,
         "network": "UNet(widths=(32, 64), blocks=1, attention=1, patch=2)",
@@ -196,6 +204,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Named settings: the options in which each differs from the defaults."""
+
+OF_NUMBERS = ("schedule", "parametrization", "variance", "prior", "objective", "times", "weighting")
+"""What a preset for numbers says that is of no use to a process of categories."""
 
 TABLES = (".csv", ".csv.gz", ".parquet")
 """What the names of tables end in."""

@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from ornstein.config import GROUPS, TABLES, TEXTS, RunOptions, preset, with_options
+from ornstein.config import GROUPS, OF_NUMBERS, TABLES, TEXTS, RunOptions, preset, with_options
 from ornstein.errors import ConfigurationError, nearest
 
 NO_PRESET = "none"
@@ -46,16 +46,23 @@ def read_toml(path: Path) -> dict[str, Any]:
     return found
 
 
-def layered(data: str | None, preset_name: str | None, toml: dict[str, Any]) -> tuple[RunOptions, str]:
+def layered(
+    data: str | None, preset_name: str | None, toml: dict[str, Any], process: str = "gaussian"
+) -> tuple[RunOptions, str]:
     """The options that hold where the command line gives no others, and the name of the preset ("none" for none).
 
-    Without a preset name, the preset is the one made for `data`. Raises `ConfigurationError` on an unknown preset.
+    Without a preset name, the preset is the one made for `data`; for a `process` of categories without what it says of numbers.
+    Raises `ConfigurationError` on an unknown preset.
     """
     data = data if data is not None else toml.get("data", "")
-    name = preset_name or toml.get("preset") or _preset_for(data)
+    categories = (toml.get("process", process) if process == "gaussian" else process) != "gaussian"
+    name = preset_name or toml.get("preset") or _preset_for(data, categories)
+    made = {} if name == NO_PRESET else preset(name)
+    if categories and "process" not in made:
+        made = {key: value for key, value in made.items() if key not in OF_NUMBERS}
     changes = {key: value for key, value in toml.items() if key not in ("data", "preset")}
     options = RunOptions(data)
-    for layer in ({} if name == NO_PRESET else preset(name), changes):
+    for layer in (made, changes):
         options = with_options(options, exclusive(layer))
     return options, name
 
@@ -78,7 +85,7 @@ def to_toml(options: RunOptions) -> str:
     return "\n".join(lines)
 
 
-def _preset_for(data: str) -> str:
+def _preset_for(data: str, categories: bool) -> str:
     from ornstein.data import TOYS
 
     if data in TOYS:
@@ -86,7 +93,7 @@ def _preset_for(data: str) -> str:
     if data.lower().endswith(TEXTS):
         return "text"
     if data.lower().endswith(TABLES) or (data and any(Path(os.path.expanduser(data)).glob("*.parquet"))):
-        return "table"
+        return "mixed" if categories else "table"
     return "digits" if data == "digits" else NO_PRESET
 
 

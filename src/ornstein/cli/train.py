@@ -46,7 +46,7 @@ class Options:
     allow_changed_data: Annotated[bool, arg(**hint())] = False
     """With --resume: go on even where the data are no longer those that the run began with."""
     preset: Annotated[str | None, arg(metavar="NAME", **hint("default: the one made for DATA, else none"))] = None
-    """Named settings: digits, mnist, cifar10, table, series, toy2d, or none."""
+    """Named settings: digits, mnist, cifar10, table, mixed, text, series, toy2d, or none."""
     config: Annotated[Path | None, arg(metavar="FILE.toml", **hint())] = None
     """Options by the names below, flat or in the tables [model], [objective], ...; --dry-run prints such a file."""
     dry_run: Annotated[bool, arg(**hint())] = False
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> Outcome:
 def resolve(options: Options, argv: list[str]) -> tuple[RunOptions, str]:
     """The options of the run and the name of its preset: the command line read once more, over preset and TOML file."""
     toml = {} if options.config is None else read_toml(options.config)
-    base, preset = layered(options.data, options.preset, toml)
+    base, preset = layered(options.data, options.preset, toml, options.model.process)
     if not base.data:
         raise ConfigurationError(
             f"got neither DATA nor --resume, expected one of them, such as {PROG} digits or {PROG} --resume RUN"
