@@ -198,7 +198,7 @@ def main() -> None:
     one.add_argument("--run", type=Path)
     one.add_argument("--seeds", type=int, default=3)
     one.add_argument("-n", type=int, default=2000)
-    one.add_argument("--calls", type=int, default=100)
+    one.add_argument("--calls", type=int, default=25)
     one.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more options of ornstein train")
     one.set_defaults(run_it=table)
     one = commands.add_parser("cost")

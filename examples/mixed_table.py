@@ -14,7 +14,7 @@ from ornstein.data.tables import DataOptions, from_frame
 from ornstein.metrics import column_distances
 from ornstein.plots.grids import image_grid
 
-STEPS, N, DEGREES = 1000, 2000, "school diploma college bachelor master"
+STEPS, N, DEGREES = 2500, 2000, "school diploma college bachelor master"
 
 
 def table(rows: int = 20_000, seed: int = 0) -> pandas.DataFrame:

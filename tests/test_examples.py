@@ -11,7 +11,7 @@ from PIL import Image
 from ornstein.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TRAINED = {"priorgrad", "conditional_vector"}  # by themselves
+TRAINED = {"priorgrad", "conditional_vector", "mixed_table"}  # by themselves
 UNET = ["--network", "UNet(widths=(8,), blocks=1, attention=0)"]
 TINY = ["--preset", "none", "--steps", "3", "--batch-size", "8", "--save-every", "0", "--grid-every", "0"]
 

@@ -91,7 +91,7 @@ def test_its_process_has_a_part_for_each(scaling):
     assert list(process.parts) == list(scaling.shape)
     assert process.parts["numbers"] == orn.Gaussian(COSINE)
     assert process.parts["kind"] == orn.Categorical(FLOW, orn.Absorbing(3))
-    other = scaling.process(orn.Uniform, orn.LinearVP()).parts
+    other = scaling.process(lambda k: orn.Categorical(orn.CosineVP(), orn.Uniform(k)), orn.LinearVP()).parts
     assert other["maybe"].kernel == orn.Uniform(3)
     assert other["numbers"].schedule == orn.LinearVP()
     words = MixedScaling.of(from_frame(frame()[0][["kind", "maybe"]], "words", 0, DataOptions()).scaling)

@@ -19,10 +19,15 @@ from ornstein.data.columns import TableScaling
 from ornstein.data.kinds import Category, Column
 from ornstein.data.scaling import Scaling
 from ornstein.errors import DataError, NumericalError
-from ornstein.processes import Absorbing, Categorical, Gaussian, Kernel, Product
+from ornstein.processes import Absorbing, Categorical, Gaussian, Product
 from ornstein.schedules import CosineVP, RectifiedFlow, Schedule
 
 NUMBERS = "numbers"
+
+
+def masked(categories: int) -> Categorical:
+    """Masks with probability t."""
+    return Categorical(RectifiedFlow(), Absorbing(categories))
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,10 @@ class MixedScaling(TableScaling):
         """Number of model values of one example, a category being one."""
         return self.numbers + len(self.categories)
 
-    def process(self, kernel: Callable[[int], Kernel] = Absorbing, schedule: Schedule | None = None) -> Product:
-        """A process of such states: numbers Gaussian under `schedule`, CosineVP where None; categories under the kernel of their
-        count, kept with probability 1 - t."""
-        parts: dict[str, Any] = {key: Categorical(RectifiedFlow(), kernel(k)) for key, k in self.categories.items()}
+    def process(self, categorical: Callable[[int], Categorical] = masked, schedule: Schedule | None = None) -> Product:
+        """A process of such states: numbers Gaussian under `schedule`, CosineVP where None; categories under the process made for
+        their count, by default masks with probability t."""
+        parts: dict[str, Any] = {key: categorical(k) for key, k in self.categories.items()}
         return Product(({NUMBERS: Gaussian(schedule or CosineVP())} if self.numbers else {}) | parts)
 
     def encode(self, raw: Tensor | np.ndarray) -> Any:

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ornstein.denoisers import TrainedDenoiser
 from ornstein.discrete import DiscreteDenoiser
 from ornstein.errors import ConfigurationError
 from ornstein.mixed import MixedDenoiser
-from ornstein.processes import Categorical, Gaussian, Kernel, Product
+from ornstein.processes import Categorical, Kernel, Product
 from ornstein.schedules import Schedule
 from ornstein.specs import construct, parse, with_arguments
 
@@ -38,7 +39,7 @@ def build_categories(options: RunOptions, dataset: Dataset, classes: int) -> Tra
             raise ConfigurationError(
                 "got logits 'logistic' for a table, whose categories have no order; expected d3pm or x0"
             )
-        process = _product(options, scaling)
+        process = scaling.process(partial(categorical, options), construct(model.schedule, Schedule))
         network = construct(_tabular(model.network, process, scaling, classes), torch.nn.Module)
         made: TrainedDenoiser = MixedDenoiser(network, process, model.parametrization, parametrization)
     else:
@@ -57,14 +58,6 @@ def categorical(options: RunOptions, categories: int) -> Categorical:
     if kernel.categories != categories:
         raise ConfigurationError(f"got {kernel!r} for data of {categories} categories, expected as many")
     return Categorical(None if kernel.steps else construct(options.model.alpha, Schedule), kernel)
-
-
-def _product(options: RunOptions, scaling: MixedScaling) -> Product:
-    """Numbers and each column of categories by itself."""
-    parts: dict[str, Any] = {name: categorical(options, k) for name, k in scaling.categories.items()}
-    if scaling.numbers:
-        parts = {"numbers": Gaussian(construct(options.model.schedule, Schedule)), **parts}
-    return Product(parts)
 
 
 def _tabular(text: str, process: Product, scaling: MixedScaling, classes: int) -> str:

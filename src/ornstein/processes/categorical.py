@@ -56,7 +56,7 @@ class CategoricalEstimate:
 
     def log_prob(self, x0: Tensor) -> Tensor:
         """log p(x_0 | x_t) of data x0 (b, *d), the sum over sites, in nats, (b,)."""
-        return self.log_probs.gather(-1, x0[..., None])[..., 0].flatten(1).sum(1)
+        return self.log_probs.gather(-1, x0[..., None])[..., 0].reshape(len(x0), -1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class CategoricalLaw:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log of the probability of x (b, *d), in nats, (b,)."""
-        return self.probs.gather(-1, x[..., None])[..., 0].log().flatten(1).sum(1)
+        return self.probs.gather(-1, x[..., None])[..., 0].log().reshape(len(x), -1).sum(1)
 
     def kl(self, other: "CategoricalLaw") -> Tensor:
         """KL(self || other), the sum over sites, in nats, (b,)."""
