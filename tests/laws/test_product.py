@@ -10,6 +10,8 @@ from helpers import SCHEDULES, check_refusal, exact_normal, level, numbers
 
 import ornstein as orn
 from ornstein import exact, grids
+from ornstein.errors import ConfigurationError
+from ornstein.likelihood import elbo
 from ornstein.noise import Noise
 from ornstein.processes import ProductEstimate
 
@@ -243,3 +245,19 @@ def test_what_does_not_fit_is_refused():
     check_refusal(drawn(orn.Parts({"numbers": orn.Euler(), "kind": orn.Euler()})), "Euler(", "TauLeaping()")
     check_refusal(drawn(orn.Parts({"kind": orn.Euler()}), denoiser.numbers), "['kind']", "those of the process")
     check_refusal(drawn(orn.Ancestral(eta=0.0)), "eta=0.0 for categories", "eta=1")
+
+
+@pytest.mark.parametrize("form", ["denoising", "path"])
+def test_the_bound_of_an_exact_joint_denoiser_is_nearly_its_log_density(form):
+    n, rng = 400, np.random.default_rng(0)
+    kind = rng.choice(3, n, p=SHARES)
+    number = MEANS[kind] + VARIANCE**0.5 * rng.standard_normal(n)
+    truth = np.log(SHARES[kind]) + scipy.stats.norm.logpdf(number, MEANS[kind], VARIANCE**0.5)
+    x = {"number": torch.from_numpy(number)[:, None], "kind": torch.from_numpy(kind)}
+    bound = elbo(Joint(orn.Absorbing(3)), x, steps=100, form=form)
+    lost = torch.from_numpy(truth) - bound.total
+    error = 4 * float(lost.std()) / n**0.5
+    assert bound.dims == 2
+    assert -error < float(lost.mean()) < 0.15 + error
+    with pytest.raises(ConfigurationError, match="expected a chain: steps=1000"):
+        elbo(Joint(orn.Absorbing(3)), x, steps=math.inf)

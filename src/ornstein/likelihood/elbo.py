@@ -117,7 +117,7 @@ def _like(x: Any, x0: Any) -> Any:
 
 def elbo(
     denoiser: DenoiserLike,
-    x: Tensor,
+    x: Any,
     *,
     steps: float = 1000,
     grid: Tensor | None = None,
@@ -133,7 +133,7 @@ def elbo(
     Args:
         denoiser: in model units; or a loaded `Model`, whose raw data x is: of levels, whose log-probability is bounded by
             the discretised decoder, or continuous, whose log-density is.
-        x: (n, *d).
+        x: (n, *d), of categories integers, of a `Product` a dict of its parts.
         steps: T, the length of the chain, which for data of levels begins at half the width of a level (below that the chain
             would code what rounding knows); math.inf for the continuous-time limit, between sigma / alpha of 0.002 and 80
             or the schedule's own ends where they are narrower, decoded there with std sigma.

@@ -1,8 +1,8 @@
 """What a likelihood is asked of: examples, checked once, then given out in batches in model units.
 
-On a plain denoiser x is in model units: floats, or the codes of a process of categories. On a `Model` (a denoiser with a
-`scaling`) x is raw data, and so is the unit of the answer: nats of the model's units become those of the data by adding
-`log_det`, or are those of a probability of levels.
+On a plain denoiser x is in model units: floats, the codes of a process of categories, or a dict of parts. On a `Model` (a
+denoiser with a `scaling`) x is raw data, and so is the unit of the answer: nats of the model's units become those of the data
+by adding `log_det`, or are those of a probability of levels.
 """
 
 from collections.abc import Iterator
@@ -39,19 +39,21 @@ class Examples:
     categories: K where they are codes of categories in model units.
     """
 
-    x: Tensor
+    x: Any
     cond: Condition | None
     scaling: Any
     device: torch.device
     categories: int | None = None
 
     @classmethod
-    def of(cls, denoiser: DenoiserLike, x: Tensor, cond: Condition | None, in_model_units: bool = False) -> "Examples":
+    def of(cls, denoiser: DenoiserLike, x: Any, cond: Condition | None, in_model_units: bool = False) -> "Examples":
         """The examples a denoiser is asked about. Raises `DataError` where x cannot be data of that denoiser.
 
         in_model_units: x is that even where the denoiser is a `Model`, as latents are.
         """
         scaling = None if in_model_units else getattr(denoiser, "scaling", None)
+        if isinstance(x, dict):  # a state of parts, in model units
+            return cls(x, cond, None, device_of(denoiser))
         x = torch.as_tensor(x)
         if not len(x) or x.ndim < 2:
             raise DataError(f"got x of shape {tuple(x.shape)}, expected (n, ...) with at least one example")
@@ -71,7 +73,7 @@ class Examples:
         return cls(x, cond, scaling, device_of(denoiser), categories)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return count_of(self.x)
 
     @property
     def levels(self) -> int | None:
@@ -81,7 +83,9 @@ class Examples:
     @property
     def dims(self) -> int:
         """Components of an example."""
-        return self.x[0].numel() if self.scaling is None else self.scaling.dims
+        if self.scaling is not None:
+            return int(self.scaling.dims)
+        return sum(part[0].numel() for part in (self.x.values() if isinstance(self.x, dict) else (self.x,)))
 
     def log_det(self) -> float:
         """What turns nats of a density in model units into nats of the data's: 0 where x is in model units, or has levels.
@@ -97,7 +101,7 @@ class Examples:
             raise ConfigurationError(f"got batch_size={size}, expected at least 1")
         for begin in range(0, len(self), size):
             rows = range(begin, min(begin + size, len(self)))
-            part = self.x[rows.start : rows.stop]
+            part = rows_of(self.x, slice(rows.start, rows.stop))
             x0 = part if self.scaling is None else self.scaling.encode(part)
             cond = rows_of(self.cond, slice(rows.start, rows.stop))
             yield Batch(rows, moved(x0, self.device), moved(cond, self.device))
