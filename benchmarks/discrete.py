@@ -99,7 +99,7 @@ def images(given: argparse.Namespace) -> None:
         ends = [-float(part.mean()) / bit for part in (bound.prior, bound.reconstruction)]
         print(
             f"{name:12s}{model.step:8d}{bound.bits_per_dim:10.4f}{bound.bits_error:8.4f}{ends[0]:9.4f}{ends[1]:9.4f}"
-            f"{frechet.value:9.1f}{frechet.real:8.1f}{drawn.calls:7d}",
+            f"{frechet.value:9.1f}{frechet.reference:8.1f}{drawn.calls:7d}",
             flush=True,
         )
 
@@ -190,7 +190,7 @@ def main() -> None:
     one.add_argument("--held", type=int, default=256)
     one.add_argument("--terms", type=int, default=64)
     one.add_argument("-n", type=int, default=1000)
-    one.add_argument("--calls", type=int, default=100)
+    one.add_argument("--calls", type=int, default=50)
     one.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more options of ornstein train")
     one.set_defaults(run_it=images)
     one = commands.add_parser("table")

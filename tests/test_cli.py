@@ -432,7 +432,7 @@ def test_a_pipe_that_closes_is_no_error(runs):
         (["train", "digits", "--batch-size", "0"], "batch_size=0"),
         (
             ["train", "digits", "--preset", "minst"],
-            "unknown preset 'minst', expected one of digits, mnist, cifar10, toy2d, table, series",
+            "unknown preset 'minst', expected one of digits, mnist, cifar10, text, toy2d, table, mixed, series",
         ),
         (["train", "digits", "--config", "absent.toml"], "absent.toml cannot be read"),
         (["train", "digits", "--schedule", "CosinVP"], "did you mean 'CosineVP'?"),

@@ -259,9 +259,9 @@ def test_unknown_names_and_kinds(tmp_path):
         load_dataset("digitz")
     with pytest.raises(DataError, match=r"mnist\.npz does not exist"):
         load_dataset(tmp_path / "mnist.npz")
-    (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"a\.txt is of no kind that can be read; expected digits"):
-        load_dataset(tmp_path / "a.txt")
+    (tmp_path / "a.doc").write_text("hello")
+    with pytest.raises(DataError, match=r"a\.doc is of no kind that can be read; expected digits"):
+        load_dataset(tmp_path / "a.doc")
     Image.fromarray(_images(1)[0]).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="is a single image; expected a folder"):
         load_dataset(tmp_path / "a.png")

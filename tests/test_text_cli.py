@@ -163,7 +163,7 @@ def test_the_coldest_samples_do_not_vary_at_one_call(cli, run, tmp_path):
     base = ["sample", run, "-n", 4, "--calls", 1, "--json"]
     cold = cli(*base, "--top-p", 1e-9, "--out", tmp_path / "1.txt").json["texts"]
     assert len(set(cold)) == 1  # the likeliest token everywhere
-    assert cli(*base, "--temperature", 1e-4, "--out", tmp_path / "2.txt").json["texts"] == cold
+    assert cli(*base, "--temperature", 1e-7, "--out", tmp_path / "2.txt").json["texts"] == cold
     assert len(set(cli(*base, "--out", tmp_path / "3.txt").json["texts"])) == 4
 
 

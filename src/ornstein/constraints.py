@@ -117,6 +117,8 @@ class ILVR(_Replacing):
 
     filter: int | LowPass = 4
 
+    needs = "score"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.filter, int):

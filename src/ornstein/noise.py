@@ -53,6 +53,13 @@ class Noise:
         )
         self._generators = [torch.Generator(self.device).manual_seed(fold(seed, block)) for block in self._blocks]
         self._shared = torch.Generator().manual_seed(fold(seed, -1))
+        self._branches = 0
+
+    def branch(self) -> "Noise":
+        """Numbers of the same examples apart from these, others at each call: for what draws more for some examples than for
+        others."""
+        self._branches += 1
+        return Noise(fold(self.seed, -2, self._branches), self.indices, self.device, self.total)
 
     def shared(self) -> Tensor:
         """Independent numbers, uniform on [0, 1), one for each of all the examples: (total,), float64, on the CPU.

@@ -34,7 +34,7 @@ P0 = torch.tensor([0.7, 0.1, 0.2], dtype=torch.float64)
 
 def joint_law():
     table = torch.rand(K, K, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 3
-    return table / table.sum()
+    return 0.9 * table / table.sum() + 0.1 / K**2  # a chi-square test wants no cell of less than a few draws
 
 
 def chi_square(x, joint):
@@ -141,6 +141,30 @@ def test_pairs_have_their_joint_law(name, kernel):
     if name in ("gillespie", "leaping") and kernel == "uniform":
         again = orn.sample(denoiser, sampler, n=7, batch_size=3, seed=2, **options)
         assert torch.equal(again.x, found.x[:7])
+
+
+def test_gillespie_stays_within_a_step_near_the_ends():
+    schedule, n = orn.CosineVP(), 20_000
+    masks = exact.Table(Categorical(schedule, orn.Absorbing(K)), P0)
+    s = 0.9997
+    x, _ = orn.Gillespie().step(masks, torch.full((n, 1), K), 1.0, s, None, Noise(0, n))
+    share = 1 - float(schedule.alpha(s))
+    assert abs(float((x == K).double().mean()) - share) < 4 * (share * (1 - share) / n) ** 0.5
+    uniform = exact.Table(Categorical(schedule, orn.Uniform(K)), P0)
+    t, s = 0.012, 0.006
+    start = torch.zeros(n, 1, dtype=torch.long)
+    law = uniform.process.posterior(uniform(start[:1], t), t, s).probs[0, 0]
+    moved, _ = orn.Gillespie().step(uniform, start, t, s, None, Noise(0, n))
+    assert abs(float((moved != 0).double().mean()) - float(1 - law[0])) < 4 * (float(1 - law[0]) / n) ** 0.5 + 1e-6
+
+
+def test_a_step_made_again_draws_anew():
+    process = Categorical(FLOW, orn.Absorbing(K))
+    rng, x = Noise(0, 50), torch.full((50, 2), K)
+    found = [orn.FirstHitting().step(exact.Table(process, joint_law()), x, 1.0, 0.0, None, rng)[0] for _ in range(2)]
+    assert not torch.equal(*found)
+    again = orn.FirstHitting().step(exact.Table(process, joint_law()), x[:7], 1.0, 0.0, None, Noise(0, 7))[0]
+    assert torch.equal(again, found[0][:7])
 
 
 def test_few_steps_do_not_have_the_law():
@@ -251,6 +275,8 @@ def test_what_does_not_fit_is_refused():
     check_refusal(
         lambda: orn.sample(masks, orn.TauLeaping(ordinal=True), n=2, steps=4), "no place in an order", "expected False"
     )
+    low = orn.ILVR(orn.Ancestral(), torch.zeros(1, 2), filter=1)
+    check_refusal(lambda: orn.sample(uniform, low, n=2, steps=3), "a sampler of numbers", "expected Ancestral()")
     check_refusal(lambda: orn.CTMCCorrector(eps=2.0), "eps=2.0", "0 < eps <= 1")
     x = torch.zeros(1, 2, dtype=torch.long)
     check_refusal(

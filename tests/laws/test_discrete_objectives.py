@@ -151,6 +151,27 @@ def test_objectives_of_continuous_time_are_the_same_bound(name):
     assert torch.equal(sum(jump.parts.values()), jump.per_example)
 
 
+def test_what_cannot_move_leaves_the_gradient_finite():
+    process, x = Categorical(FLOW, orn.Absorbing(K)), data(64)
+    denoiser = orn.DiscreteDenoiser(Logits(K + 1), process)
+    loss = orn.CampbellELBO()(denoiser, x, None, Noise(0, 64))
+    late = process.noise(x, loss.t, _after_times(0, 64))
+    assert (late == K).all(1).any()  # an example of masks alone
+    loss.mean.backward()
+    assert torch.isfinite(denoiser.network.table.grad).all()
+
+
+def test_rates_of_times_in_a_batch_lose_no_digits():
+    kernel = orn.Absorbing(K)
+    masked, t = torch.full((1, 1), K), 1e-6
+    many = kernel.between(orn.CosineVP(), 0.0, torch.tensor([t], dtype=torch.float64)).likelihood(
+        masked, K, torch.float32
+    )
+    one = kernel.between(orn.CosineVP(), 0.0, t).likelihood(masked, K, torch.float64)
+    assert float(one[0, 0, 0]) > 0
+    assert (many.double() / one - 1).abs().max() < 1e-6
+
+
 def test_campbells_integrand_is_least_at_the_true_rate():
     process = Categorical(FINITE, orn.Rates(torch.tensor([[-1.0, 0.7, 0.3], [0.4, -0.9, 0.5], [0.2, 0.6, -0.8]])))
     p0 = torch.tensor([0.7, 0.1, 0.2], dtype=torch.float64)

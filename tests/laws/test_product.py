@@ -125,7 +125,7 @@ class Joint:
     def __call__(self, x_t, t, cond=None, keep=None):
         self.calls += 1
         numbers, kinds = self.process.parts.values()
-        alpha, sigma, _ = numbers.level(t)
+        alpha, sigma = (torch.as_tensor(c).reshape(-1, 1) for c in numbers.level(t)[:2])
         means, n = torch.from_numpy(MEANS), x_t["number"].double()
         variance = alpha**2 * VARIANCE + sigma**2
         log_probs = torch.from_numpy(np.log(SHARES)) - (n - alpha * means) ** 2 / (2 * variance)
@@ -245,6 +245,21 @@ def test_what_does_not_fit_is_refused():
     check_refusal(drawn(orn.Parts({"numbers": orn.Euler(), "kind": orn.Euler()})), "Euler(", "TauLeaping()")
     check_refusal(drawn(orn.Parts({"kind": orn.Euler()}), denoiser.numbers), "['kind']", "those of the process")
     check_refusal(drawn(orn.Ancestral(eta=0.0)), "eta=0.0 for categories", "eta=1")
+
+
+def test_the_objective_of_the_bound_is_the_bound():
+    n = 4000
+    kind = torch.multinomial(torch.from_numpy(SHARES), n, True, generator=torch.Generator().manual_seed(0))
+    number = (
+        torch.from_numpy(MEANS)[kind]
+        + VARIANCE**0.5 * torch.randn(n, generator=torch.Generator().manual_seed(1)).double()
+    )
+    x, denoiser = {"number": number[:, None], "kind": kind}, Joint(orn.Absorbing(3))
+    loss = orn.VLB(orn.UniformSteps(20))(denoiser, x, None, Noise(0, n)).per_example.double() * 2
+    bound = elbo(denoiser, x, steps=20)
+    assert abs(float(loss.mean()) + float((bound.total - bound.prior).mean())) < 4 * float(loss.std()) / n**0.5
+    with pytest.raises(ConfigurationError, match="for this one MixedObjective or VLB"):
+        orn.DiscreteHybrid()(denoiser, x, None, Noise(0, n))
 
 
 @pytest.mark.parametrize("form", ["denoising", "path"])

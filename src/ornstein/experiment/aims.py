@@ -32,13 +32,14 @@ from ornstein.objectives import (
     UniformTime,
     usual,
 )
-from ornstein.specs import construct
+from ornstein.specs import construct, parse
 from ornstein.variational import Bins
 
 KINDS = (Objective, VLB, Hybrid, DenoisingScoreMatching, ImplicitScoreMatching, SlicedScoreMatching, CrossEntropy)
+DISCRETE = (MaskedCrossEntropy, RateVLB, CampbellELBO, DiscreteHybrid, VLB, MixedObjective)
+OF_CATEGORIES = {kind.__name__ for kind in DISCRETE} - {"VLB"}
 WEIGHTINGS = (Simple, EDMWeighting, MinSNR, LikelihoodWeighting, ELBOWeighting)
 LAWS = (UniformTime, UniformSteps, UniformLogSNR, LogNormalSigma, Stratified, Importance)
-DISCRETE = (MaskedCrossEntropy, RateVLB, CampbellELBO, DiscreteHybrid, VLB, MixedObjective)
 BOUNDS = (VLB, Hybrid)
 CHAINS = (UniformSteps, Importance)
 
@@ -53,6 +54,10 @@ def objective(options: RunOptions, scaling: Any = None, process: Any = None) -> 
     if is_discrete(options):
         return _of_categories(options, process)
     named = options.objective
+    if parse(named.objective).name in OF_CATEGORIES:
+        raise ConfigurationError(
+            f"got objective '{named.objective}', of categories, for a process of numbers; expected --process absorbing or uniform"
+        )
     made: Any = construct(OBJECTIVES.get(named.objective, named.objective), KINDS)
     on_chain = isinstance(made, BOUNDS)
     if named.weighting:

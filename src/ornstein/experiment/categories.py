@@ -12,11 +12,15 @@ from ornstein.config import PROCESSES, RunOptions
 from ornstein.data import Codes, Dataset, MixedScaling, TableScaling, discrete
 from ornstein.denoisers import TrainedDenoiser
 from ornstein.discrete import DiscreteDenoiser
-from ornstein.errors import ConfigurationError
+from ornstein.errors import ConfigurationError, nearest
 from ornstein.mixed import MixedDenoiser
 from ornstein.processes import Categorical, Kernel, Product
 from ornstein.schedules import Schedule
 from ornstein.specs import construct, parse, with_arguments
+
+KERNELS = ("Absorbing", "Uniform", "DiscretisedGaussian", "BirthDeath")
+"""Kernels that are made from a number of categories alone."""
+ORDERED = ("DiscretisedGaussian", "BirthDeath")
 
 
 def as_states(dataset: Dataset) -> Dataset:
@@ -39,6 +43,10 @@ def build_categories(options: RunOptions, dataset: Dataset, classes: int) -> Tra
             raise ConfigurationError(
                 "got logits 'logistic' for a table, whose categories have no order; expected d3pm or x0"
             )
+        if parse(PROCESSES.get(model.process, model.process)).name in ORDERED:
+            raise ConfigurationError(
+                f"got process '{model.process}' for a table, whose categories have no order; expected absorbing or uniform"
+            )
         process = scaling.process(partial(categorical, options), construct(model.schedule, Schedule))
         network = construct(_tabular(model.network, process, scaling, classes), torch.nn.Module)
         made: TrainedDenoiser = MixedDenoiser(network, process, model.parametrization, parametrization)
@@ -54,6 +62,12 @@ def build_categories(options: RunOptions, dataset: Dataset, classes: int) -> Tra
 def categorical(options: RunOptions, categories: int) -> Categorical:
     """The process of so many categories that the options name."""
     text = PROCESSES.get(options.model.process, options.model.process)
+    name = parse(text).name
+    if name not in KERNELS:
+        known = ("gaussian", *PROCESSES, *KERNELS)
+        raise ConfigurationError(
+            f"got process '{name}', expected one of {', '.join(known)}{nearest(name, known)}; in Python any kernel"
+        )
     kernel = construct(with_arguments(text, {"categories": categories}), Kernel)
     if kernel.categories != categories:
         raise ConfigurationError(f"got {kernel!r} for data of {categories} categories, expected as many")

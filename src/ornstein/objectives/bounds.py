@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.conditions import Condition
+from ornstein.conditions import Condition, count_of, rows_of
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
@@ -121,7 +121,7 @@ def drawn(times: TimeLaw, process: Any, rng: Noise, bins: Bins | None = None) ->
 
 
 def bound_terms(
-    estimate: Any, x0: Tensor, index: Tensor, levels: Tensor, bins: Bins | None = None, fixed: float = 1.0
+    estimate: Any, x0: Any, index: Tensor, levels: Tensor, bins: Bins | None = None, fixed: float = 1.0
 ) -> Tensor:
     """T L_{i-1} / D of each row at its step, nats per component, (b,): the first step's rows by the decoder, others by the KL."""
     each = terms_of(estimate.process, (float(levels[0]), float(levels[1])), bins, fixed, precise=False)
@@ -130,7 +130,7 @@ def bound_terms(
         rows = ((index == 1) == decoded).nonzero()[:, 0]
         if len(rows) == 0:
             continue
-        part, data, i = _rows(estimate, rows), x0[rows], index[rows]
+        part, data, i = _rows(estimate, rows), rows_of(x0, rows), index[rows]
         t = levels[i - 1]
         if decoded:
             terms.append(-each.last(part, data, t))
@@ -138,12 +138,14 @@ def bound_terms(
             terms.append(each.step(part, data, t, levels[i - 2]))
         places.append(rows)
     found = torch.cat(terms)[torch.cat(places).argsort()]
-    return (found * (len(levels) / x0[0].numel())).to(x0.dtype if x0.is_floating_point() else torch.float32)
+    each_part = list(x0.values()) if isinstance(x0, dict) else [x0]
+    dims, dtype = sum(part[0].numel() for part in each_part), each_part[0].dtype
+    return (found * (len(levels) / dims)).to(dtype if dtype.is_floating_point else torch.float32)
 
 
 def _rows(estimate: Any, rows: Tensor) -> Any:
     """The estimate of some rows of the batch."""
-    if len(rows) == len(estimate.x_t):
+    if len(rows) == count_of(estimate.x_t):
         return estimate
     return estimate.rows(rows)
 

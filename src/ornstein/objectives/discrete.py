@@ -13,6 +13,7 @@ the network.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from ornstein.objectives.squared import EDGE, Loss, TimeLaw, UniformTime
 from ornstein.objectives.times import Stratified, UniformSteps, steps_of
 from ornstein.processes.categorical import Categorical, CategoricalEstimate
 from ornstein.processes.kernels import inverse
+from ornstein.processes.product import Product
 from ornstein.schedules.base import Time, as_time
 from ornstein.terms import CategoricalTerms
 
@@ -129,7 +131,9 @@ class CampbellELBO:
         jumped[rows, site] = state
         back = process.rates(denoiser(jumped.view_as(x), t, cond, keep), t).reshape(b, -1, process.states)
         back_rate = back[rows, site, x.flatten(1)[rows, site]]
-        jump = torch.where(total > 0, total * (out[rows, place] / back_rate).log(), 0.0)
+        moves = total > 0  # of an example that cannot move neither value nor gradient counts
+        ratio = torch.where(moves, out[rows, place], 1.0) / torch.where(moves, back_rate, 1.0)
+        jump = total * ratio.log()
         leave = process.rates(estimate, t).clamp(min=0).flatten(1).sum(1) - total
         d = x0[0].numel()
         return summed({"leave": leave / d, "jump": jump / d}, self.times, t)
@@ -140,7 +144,8 @@ class DiscreteHybrid:
     """L_vb + weight E[-log p(x_0 | x_t)], at one step of a chain (D3PM, Austin et al. 2021, eq. 5): T L_{i-1} / D + weight CE
     / D.
 
-    L_vb is the sum over the chain, and so T times a term; the cross-entropy is the mean over the steps. times: as of `VLB`,
+    L_vb is the sum over the chain, and so T times a term; the cross-entropy is the mean over the steps, of the law that the
+    denoiser reads (under "d3pm" the product with q(x_t | x_0); D3PM has it of the network's own softmax). times: as of `VLB`,
     with the T of a kernel that is a table of matrices.
     """
 
@@ -159,6 +164,7 @@ class DiscreteHybrid:
 
         Its parts are `vlb` and `cross_entropy`. `Loss.t` is i/T.
         """
+        check_categorical(denoiser.process)
         t, index, levels = drawn(self.times, denoiser.process, rng)
         at = levels[index - 1]
         estimate = denoiser(denoiser.process.noise(x0, at, rng), at, cond, keep)
@@ -166,15 +172,19 @@ class DiscreteHybrid:
         return summed({"vlb": terms, "cross_entropy": self.weight * cross_entropy(estimate, x0)}, self.times, t)
 
 
+def check_categorical(process: Any) -> None:
+    """Raise `ConfigurationError` for a process of another kind."""
+    if not isinstance(process, Categorical):
+        remedy = "MixedObjective or VLB" if isinstance(process, Product) else "Objective or VLB"
+        raise ConfigurationError(f"got {type(process).__name__}, expected a Categorical process; for this one {remedy}")
+
+
 def _noised(
     times: TimeLaw, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None
 ) -> tuple[Tensor, CategoricalEstimate]:
     """The times (b,) of this part of the batch, and the estimates there."""
     process = denoiser.process
-    if not isinstance(process, Categorical):
-        raise ConfigurationError(
-            f"got {type(process).__name__}, expected a Categorical process; for numbers Objective or VLB"
-        )
+    check_categorical(process)
     if process.steps is not None:
         raise ConfigurationError(
             f"got {process.kernel!r}, known at the times of its {process.steps} steps alone, for an integral "

@@ -60,7 +60,7 @@ class TableKernel(Kernel):
         return index if isinstance(t, Tensor) else int(index)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _product(kernel: TableKernel, i: int, j: int) -> Tensor:
     """Q_{i+1} .. Q_j."""
     if i == 0:

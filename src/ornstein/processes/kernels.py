@@ -10,6 +10,7 @@ be any times; and nothing of the size K x K is ever made: a row is a one-hot vec
 matrices.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ornstein.errors import ConfigurationError
-from ornstein.schedules.base import Schedule, Time, as_time
+from ornstein.schedules.base import Schedule, Time
 
 LAST = 1 - 2.0**-23
 """The largest place in a cumulative sum: so that rounding never finds what has probability 0."""
@@ -111,28 +112,37 @@ def slope(schedule: Schedule | None, t: Time) -> float | Tensor:
 
 @dataclass(frozen=True)
 class Redrawn:
-    """Q = keep I + (1 - keep) 1 pi^T, of a kernel's pi; `keep` is a float or (b,)."""
+    """Q = keep I + (1 - keep) 1 pi^T, of a kernel's pi; `log_keep` is a float or float64 (b,), from which both are formed."""
 
     kernel: "Redrawing"
-    keep: float | Tensor
+    log_keep: float | Tensor
+
+    @property
+    def keep(self) -> float | Tensor:
+        """The probability that a site is kept."""
+        return self.log_keep.exp() if isinstance(self.log_keep, Tensor) else math.exp(self.log_keep)
+
+    @property
+    def fresh(self) -> float | Tensor:
+        """1 - keep, without cancellation."""
+        return -torch.expm1(self.log_keep) if isinstance(self.log_keep, Tensor) else -math.expm1(self.log_keep)
 
     def rows(self, x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """q(x_t = . | x_s = x), (b, *d, S)."""
         law = self.kernel.law(x.device, dtype).expand(*x.shape, -1)
-        keep = beside(self.keep, law)
-        return _added((1 - keep) * law, x, keep)
+        return _added(beside(self.fresh, law) * law, x, beside(self.keep, law))
 
     def likelihood(self, y: Tensor, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """q(x_t = y | x_s = .) up to a factor, (b, *d, n): where pi(y) = 0, y was kept, and it is the one-hot vector."""
         chance = self.kernel.law(y.device, dtype)[y][..., None]
         keep = beside(self.keep, chance)
-        fresh = ((1 - keep) * chance).expand(*y.shape, self.kernel.states)
+        fresh = (beside(self.fresh, chance) * chance).expand(*y.shape, self.kernel.states)
         return _added(fresh, y, torch.where(chance == 0, chance.new_ones(()), keep))[..., :n]
 
     def mix(self, p: Tensor) -> Tensor:
         """keep p + (1 - keep) pi sum p, (b, *d, S)."""
         keep = beside(self.keep, p)
-        fresh = (1 - keep) * p.sum(-1, keepdim=True) * self.kernel.law(p.device, p.dtype)
+        fresh = beside(self.fresh, p) * p.sum(-1, keepdim=True) * self.kernel.law(p.device, p.dtype)
         more = self.kernel.states - p.shape[-1]
         return fresh + keep * (torch.nn.functional.pad(p, (0, more)) if more else p)
 
@@ -180,8 +190,7 @@ class Redrawing(Kernel):
 
     def between(self, schedule: Schedule | None, s: Time, t: Time) -> Redrawn:
         """q(x_t | x_s), of keep = alpha(t) / alpha(s)."""
-        lost = elapsed(schedule, s, t)
-        return Redrawn(self, as_time(lost).exp() if isinstance(lost, Tensor) else float(as_time(lost).exp()))
+        return Redrawn(self, elapsed(schedule, s, t))
 
     def rate(self, schedule: Schedule | None, t: Time) -> RedrawnRate:
         """beta(t) (1 pi^T - I)."""

@@ -63,7 +63,7 @@ class RateKernel(Kernel):
         return stochastic(found)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _between(kernel: RateKernel, schedule: Schedule | None, s: float, t: float) -> Dense:
     return Dense(kernel.after(-as_time(elapsed(schedule, s, t))))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError, NumericalError
-from ornstein.noise import Noise, fold
+from ornstein.noise import Noise
 from ornstein.processes.categorical import Categorical
 from ornstein.processes.kernels import inverse
 from ornstein.samplers.ctmc import falling
@@ -56,7 +56,7 @@ class FirstHitting:
                 f"got FirstHitting for {process.kernel!r}, expected an Absorbing kernel; for others Gillespie()"
             )
         schedule, mask = process.schedule, process.categories
-        own, x, shape = _own(rng, t), x.flatten(1).clone(), x.shape
+        own, x, shape = rng.branch(), x.flatten(1).clone(), x.shape
         masked_share = torch.full((len(x),), 1 - float(schedule.alpha(t)), dtype=torch.float64)
         last = 1 - float(schedule.alpha(s))
         rows = torch.arange(len(x), device=x.device)
@@ -68,7 +68,7 @@ class FirstHitting:
             if not going.any():
                 return x.view(shape), None
             masked_share = torch.where(going, share, masked_share.to(x.device))
-            time = time_of(schedule, 1 - masked_share.cpu().clamp(min=0))
+            time = time_of(schedule, 1 - masked_share.cpu().clamp(min=last))
             site = (torch.cumsum(x == mask, 1) <= (u[:, 1] * left).long()[:, None]).sum(1).clamp(max=x.shape[1] - 1)
             probs = denoiser(x.view(shape), time).probs.reshape(*x.shape, -1)[rows, site]
             x[rows[going], site[going]] = inverse(probs, u[:, 2])[going]
@@ -96,8 +96,10 @@ class Gillespie:
     ) -> tuple[Tensor, None]:
         """All jumps between time t and time s; there is no memory."""
         falling(t, s)
-        process, own = denoiser.process, _own(rng, t)
+        process, own = denoiser.process, rng.branch()
         schedule = process.schedule
+        if float(schedule.alpha(s)) <= ENDS or float(schedule.alpha(t)) >= 1 - ENDS:
+            return process.posterior(denoiser(x, t), t, s).sample(own), None
         first = min(max(float(schedule.alpha(t)), ENDS), 1 - ENDS)
         last = max(min(float(schedule.alpha(s)), 1 - ENDS), first)
         begin, end = torch.logit(torch.tensor([first, last], dtype=torch.float64)).tolist()
@@ -158,8 +160,3 @@ def time_of(schedule: Schedule, alpha: Tensor) -> Tensor:
         above = schedule.alpha(middle) > alpha
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     return (low + high) / 2
-
-
-def _own(rng: Noise, t: float) -> Noise:
-    """Numbers of these examples for one step, apart from the others."""
-    return Noise(fold(rng.seed, 7, int(t * 2**40)), rng.indices, rng.device, rng.total)
