@@ -48,6 +48,8 @@ def test_images_of_codes_become_logits_of_each_pixel(made, shape):
     out = network(x, TIME)
     assert out.shape == (*shape, network.outputs)
     assert torch.allclose(network(x[:1], TIME[:1]), out[:1], atol=1e-5)  # rows do not mix
+    middle, mask = torch.full_like(x, 2), torch.full_like(x, 5)  # 0 as numbers: the vectors tell them apart
+    assert not torch.allclose(network(middle, TIME), network(mask, TIME), atol=1e-3)
     out.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     again = construct(network.spec, nn.Module)
@@ -108,11 +110,24 @@ def test_rows_of_a_table_become_numbers_and_logits():
     again = construct(network.spec, nn.Module)
     again.load_state_dict(network.state_dict())
     assert all(torch.equal(again(x, TIME)[key], out[key]) for key in out)
-    labelled = awake(tabular(classes=2))
-    assert not torch.equal(labelled(x, TIME, torch.tensor([0, 1]))["size"], labelled(x, TIME)["size"])
     numbers, names = tabular(categories={}), tabular(numbers=0)
     assert set(numbers({"numbers": x["numbers"]}, TIME)) == {"numbers"}
     assert set(names({name: x[name] for name in COLUMNS}, TIME)) == set(COLUMNS)
+
+
+def test_what_the_perceptron_of_a_table_reads():
+    network, x, seen = tabular(), row(), []
+    network.entry.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network(x, TIME)
+    colours, sizes = torch.eye(4)[x["colour"]] * 2, torch.eye(5)[x["size"]] * math.sqrt(5)  # 3 is the mask of a colour
+    assert torch.allclose(seen[0], torch.cat((x["numbers"], colours, sizes), 1))
+    labelled, labels = awake(tabular(classes=2)), torch.tensor([0, 1])
+    given, null = labelled(x, TIME, labels)["size"], labelled(x, TIME)["size"]
+    half = labelled(x, TIME, labels, torch.tensor([True, False]))["size"]
+    assert not torch.allclose(given, null, atol=1e-3)
+    assert torch.allclose(half, torch.stack((given[0], null[1])), atol=1e-6)
+    sum(part.square().sum() for part in labelled(x, TIME, labels, torch.tensor([True, False])).values()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in labelled.parameters())
 
 
 def test_what_does_not_fit_is_refused():

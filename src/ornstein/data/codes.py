@@ -118,9 +118,11 @@ class Codes:
     def decode(self, x: Tensor) -> Tensor:
         """Codes (b, *shape) -> raw data (b, *raw_shape) of `dtype`.
 
-        Raises DataError where the shape is another, or for a code outside 0 .. K - 1, such as a mask that is left.
+        Text may be of any length. Raises DataError where the shape is another, or for a code outside 0 .. K - 1, such as a mask
+        that is left.
         """
-        if x.ndim == 0 or tuple(x.shape[1:]) != self.shape or x.is_floating_point():
+        fits = tuple(x.shape[1:]) == self.shape or (self.vocabulary is not None and x.ndim == 2)
+        if x.ndim == 0 or not fits or x.is_floating_point():
             raise DataError(
                 f"got model data of shape {tuple(x.shape)} and type {x.dtype}, expected integers "
                 f"(n, {', '.join(map(str, self.shape))})"
