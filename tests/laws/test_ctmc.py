@@ -192,6 +192,15 @@ def test_first_hitting_makes_a_call_a_token(schedule):
     assert (schedule.alpha(time_of(schedule, alpha)) - alpha).abs().max() < 1e-12
 
 
+def test_first_hitting_reveals_at_the_times_of_the_chain():
+    n, s = 20_000, 0.4
+    denoiser = exact.Table(Categorical(FLOW, orn.Absorbing(K)), joint_law())
+    x, _ = orn.FirstHitting().step(denoiser, torch.full((n, 2), K), 1.0, s, None, Noise(0, n))
+    masked = (x == K).sum(1)
+    for count, truth in enumerate(scipy.stats.binom.pmf([0, 1, 2], 2, s)):  # each site is masked with probability s
+        assert abs(float((masked == count).double().mean()) - truth) < 4 * 0.5 / n**0.5
+
+
 def test_a_prompt_is_conditioned_on_exactly_by_masks():
     joint = joint_law()
     for kernel, exactly in ((orn.Absorbing(K), True), (orn.Uniform(K), False)):
