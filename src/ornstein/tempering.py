@@ -1,6 +1,7 @@
 """Sharper estimates of categories: denoiser -> denoiser, off unless wrapped. Their samples are of another law than the
 model's."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -18,16 +19,16 @@ class Tempered(Wrapper):
     renormalised.
 
     top_p is the nucleus of Holtzman et al. (2020). What samples win in plausibility they lose in variety, and likelihoods are
-    those of the model without it. Raises `ConfigurationError` for a denoiser of numbers, and unless temperature > 0 and 0 <
-    top_p <= 1.
+    those of the model without it. Raises `ConfigurationError` for a denoiser of numbers, and unless temperature > 0 is finite
+    and 0 < top_p <= 1.
     """
 
     def __init__(self, denoiser: DenoiserLike, temperature: float = 1.0, top_p: float = 1.0) -> None:
         if not isinstance(denoiser.process, Categorical):
             raise ConfigurationError(f"got a denoiser of {type(denoiser.process).__name__}, expected one of categories")
-        if not temperature > 0 or not 0 < top_p <= 1:
+        if not 0 < temperature < math.inf or not 0 < top_p <= 1:
             raise ConfigurationError(
-                f"got temperature={temperature}, top_p={top_p}, expected temperature > 0 and top_p above 0, at most 1"
+                f"got temperature={temperature}, top_p={top_p}, expected a finite temperature > 0 and top_p above 0, at most 1"
             )
         super().__init__(denoiser)
         self.temperature, self.top_p = temperature, top_p

@@ -14,10 +14,11 @@ from helpers import check_refusal
 
 import ornstein as orn
 from ornstein import exact, grids
+from ornstein.errors import NumericalError
 from ornstein.likelihood import elbo
 from ornstein.noise import Noise
 from ornstein.processes import Categorical
-from ornstein.samplers.ctmc import euler_law, poisson
+from ornstein.samplers.ctmc import at_an_end, euler_law, poisson
 from ornstein.samplers.jumps import time_of
 
 K, N = 3, 4000
@@ -88,7 +89,7 @@ def test_the_error_of_euler_steps_falls_as_tau(name):
 
 
 def test_the_steps_draw_from_their_laws():
-    n, t, s = 20_000, 0.6, 0.55
+    n, t, s, far = 20_000, 0.6, 0.55, 0.2
     process = Categorical(FINITE, orn.Rates(RATES))
     denoiser = exact.Table(process, P0)
     for start in range(K):
@@ -99,14 +100,18 @@ def test_the_steps_draw_from_their_laws():
         one = [m * math.exp(-sum(moves)) for m in moves]  # exactly one jump, to y
         leap = [p if y != start else 1 - sum(one) for y, p in enumerate(one)]
         wrapped = [0.0] * K
-        for counts in itertools.product(range(6), repeat=2):  # Poisson jumps added up and cut to the range
+        for counts in itertools.product(
+            range(12), repeat=2
+        ):  # Poisson jumps of a long step, added up and cut to the range
             others = [y for y in range(K) if y != start]
-            chance = math.prod(scipy.stats.poisson.pmf(c, moves[y]) for c, y in zip(counts, others, strict=True))
+            chance = math.prod(
+                scipy.stats.poisson.pmf(c, float(rates[y]) * (t - far)) for c, y in zip(counts, others, strict=True)
+            )
             place = start + sum(c * (y - start) for c, y in zip(counts, others, strict=True))
             wrapped[min(max(place, 0), K - 1)] += chance
-        laws = ((orn.CTMCEuler(), euler), (orn.TauLeaping(), leap), (orn.TauLeaping(ordinal=True), wrapped))
-        for sampler, law in laws:
-            moved, _ = sampler.step(denoiser, x, t, s, None, Noise(start, n))
+        laws = ((orn.CTMCEuler(), s, euler), (orn.TauLeaping(), s, leap), (orn.TauLeaping(ordinal=True), far, wrapped))
+        for sampler, end, law in laws:
+            moved, _ = sampler.step(denoiser, x, t, end, None, Noise(start, n))
             seen = torch.bincount(moved[:, 0], minlength=K) / n
             assert max(abs(float(a) - b) for a, b in zip(seen, law, strict=True)) < 4 * 0.5 / n**0.5, sampler
     mean = torch.tensor([0.0, 0.3, 2.0, 7.5]).repeat(5000, 1)
@@ -118,18 +123,69 @@ def test_the_steps_draw_from_their_laws():
     )
 
 
+def step_law(kind, denoiser, x, t, s):
+    """The law of each site (b, n, S) after one step of a sampler from states x."""
+    estimate, process = denoiser(x, t), denoiser.process
+    if kind == "ancestral" or at_an_end(process, t, s):
+        return process.posterior(estimate, t, s).probs
+    rates = process.rates(estimate, t)
+    if kind == "euler":
+        return euler_law(rates, x, t - s).probs
+    moves = ((t - s) * rates).scatter(-1, x[..., None], 0.0)
+    one = moves * torch.exp(-moves.sum(-1, keepdim=True))  # exactly one jump
+    return one.scatter(-1, x[..., None], 1 - one.sum(-1, keepdim=True))
+
+
+def pair_law(kind, denoiser, steps):
+    """The law of pairs that a sampler makes in equal steps from t = 1 to 0, with no draw: all states carried along."""
+    process, n = denoiser.process, denoiser.process.states
+    x = torch.cartesian_prod(torch.arange(n), torch.arange(n))
+    p = process.prior_law((len(x), 2)).probs.gather(2, x[..., None])[..., 0].prod(1)
+    for t, s in itertools.pairwise(np.linspace(1, 0, steps + 1).tolist()):
+        law = step_law(kind, denoiser, x[p > 0], t, s)
+        p = torch.einsum("b,by,bz->yz", p[p > 0], law[:, 0], law[:, 1]).flatten()
+    return p.view(n, n)[:K, :K]
+
+
+@pytest.mark.parametrize("kind", ["ancestral", "euler", "leaping"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_error_of_pairs_falls_as_tau(name, kind):
+    joint = joint_law()
+    denoiser = exact.Table(Categorical(FLOW, KERNELS[name]), joint)
+    errors = [float((pair_law(kind, denoiser, steps) - joint).abs().max()) for steps in (24, 48, 96)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert 1.7 < coarse / fine < 2.4
+    assert errors[-1] < 0.007
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_corrector_keeps_its_law(name):
+    process, t = Categorical(FLOW, KERNELS[name]), 0.4
+    denoiser = exact.Table(process, P0)
+    law = denoiser.log_density(torch.arange(process.states)[:, None], t).exp()
+    x = (torch.arange(N) + 0.5)[:, None] / N
+    x = (x.double() > law.cumsum(0)).sum(1, keepdim=True)  # of the law, but for rounding
+    moved, _ = orn.CTMCCorrector(eps=0.4, steps=40).step(denoiser, x, t, t, None, Noise(3, N))
+    seen = torch.bincount(moved[:, 0], minlength=process.states).double()
+    assert scipy.stats.chi2.sf(float(((seen - N * law) ** 2 / (N * law)).sum()), process.states - 1) > 0.001
+    together = float((moved == x).double().mean()) - float((law**2).sum())
+    assert together < 4 * 0.5 / N**0.5  # where it began is forgotten
+
+
 SAMPLERS = {
-    "gillespie": (orn.Gillespie(), {}),
-    "ancestral": (orn.Ancestral(), {"steps": 192}),
-    "euler": (orn.CTMCEuler(), {"steps": 192}),
-    "leaping": (orn.TauLeaping(), {"steps": 192}),
-    "corrected": (orn.PredictorCorrector(orn.Ancestral(), orn.CTMCCorrector()), {"steps": 64}),
+    "gillespie": (orn.Gillespie(intervals=16), {}),
+    "ancestral": (orn.Ancestral(), {"steps": 64}),
+    "euler": (orn.CTMCEuler(), {"steps": 64}),
+    "leaping": (orn.TauLeaping(), {"steps": 96}),
+    "corrected": (orn.PredictorCorrector(orn.Ancestral(), orn.CTMCCorrector()), {"steps": 32}),
 }
+PAIRS = [(n, k) for n in SAMPLERS for k in ("uniform", "absorbing")] + [
+    ("ancestral", "rates"),
+    ("gillespie", "birth-death"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "kernel"), [(n, k) for n in SAMPLERS for k in ("uniform", "absorbing")] + [("ancestral", "rates")]
-)
+@pytest.mark.parametrize(("name", "kernel"), PAIRS)
 def test_pairs_have_their_joint_law(name, kernel):
     sampler, options = SAMPLERS[name]
     joint = joint_law()
@@ -156,6 +212,18 @@ def test_gillespie_stays_within_a_step_near_the_ends():
     law = uniform.process.posterior(uniform(start[:1], t), t, s).probs[0, 0]
     moved, _ = orn.Gillespie().step(uniform, start, t, s, None, Noise(0, n))
     assert abs(float((moved != 0).double().mean()) - float(1 - law[0])) < 4 * (float(1 - law[0]) / n) ** 0.5 + 1e-6
+
+
+def test_gillespie_wants_a_bound_of_its_rates():
+    def log_odds(t):  # they fall at once about t = 0.5
+        return 20 * (0.5 - t) + 6 * torch.tanh(60 * (0.5 - t))
+
+    schedule = orn.FromAlphaSigma(lambda t: torch.sigmoid(log_odds(t)), lambda t: torch.sigmoid(-log_odds(t)))
+    denoiser = exact.Table(Categorical(schedule, orn.Uniform(K)), P0)
+    with pytest.raises(NumericalError, match=r"times their bound in one of 1 intervals.*Gillespie\(intervals=4\)"):
+        orn.sample(denoiser, orn.Gillespie(1), n=500, batch_size=500)
+    x = orn.sample(denoiser, orn.Gillespie(4), n=N, batch_size=N).x
+    assert (torch.bincount(x[:, 0], minlength=K) / N - P0).abs().max() < 4 * 0.5 / N**0.5
 
 
 def test_a_step_made_again_draws_anew():
@@ -193,12 +261,55 @@ def test_first_hitting_makes_a_call_a_token(schedule):
 
 
 def test_first_hitting_reveals_at_the_times_of_the_chain():
-    n, s = 20_000, 0.4
-    denoiser = exact.Table(Categorical(FLOW, orn.Absorbing(K)), joint_law())
-    x, _ = orn.FirstHitting().step(denoiser, torch.full((n, 2), K), 1.0, s, None, Noise(0, n))
-    masked = (x == K).sum(1)
-    for count, truth in enumerate(scipy.stats.binom.pmf([0, 1, 2], 2, s)):  # each site is masked with probability s
-        assert abs(float((masked == count).double().mean()) - truth) < 4 * 0.5 / n**0.5
+    denoiser, seen = exact.Table(Categorical(FLOW, orn.Absorbing(K)), joint_law()), []
+
+    class Watched:
+        process = denoiser.process
+
+        def __call__(self, x, t, cond=None, keep=None):
+            seen.append(t)
+            return denoiser(x, t)
+
+    x, rng, s = torch.full((N, 2), K), Noise(0, N), 1.0
+    for t, s in itertools.pairwise([1.0, 0.6, 0.2]):  # stopped on the way: each site is a mask with probability s
+        x, _ = orn.FirstHitting().step(denoiser, x, t, s, None, rng)
+        masks = (x == K).sum(1)
+        counts = torch.bincount(masks, minlength=3).double()
+        expected = N * torch.tensor([(1 - s) ** 2, 2 * s * (1 - s), s**2], dtype=torch.float64)
+        assert scipy.stats.chi2.sf(float(((counts - expected) ** 2 / expected).sum()), 2) > 0.001
+        first = int((x[masks == 1][:, 0] == K).sum())
+        assert scipy.stats.binomtest(first, int(counts[1]), 0.5).pvalue > 0.001
+    orn.FirstHitting().step(Watched(), torch.full((N, 2), K), 1.0, 0.0, None, Noise(1, N))
+    later, sooner = (times.numpy() for times in seen)  # the larger and the smaller of two uniform numbers
+    assert scipy.stats.kstest(later, lambda t: t**2).pvalue > 0.001
+    assert scipy.stats.kstest(sooner, lambda t: 1 - (1 - t) ** 2).pvalue > 0.001
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "ordinal", "first hitting"])
+def test_states_of_any_shape(name):
+    """Images (b, c, h, w) go as the same sites in a row do."""
+    more = {
+        "ordinal": (orn.TauLeaping(ordinal=True), {"steps": 8}),
+        "first hitting": (orn.FirstHitting(), {}),
+    }
+    sampler, options = {**SAMPLERS, **more}[name]
+    process = Categorical(FLOW, orn.Absorbing(K) if name == "first hitting" else orn.Uniform(K))
+    table = torch.randn(process.states, 7, K, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    class Network(torch.nn.Module):
+        def forward(self, x, time):
+            everywhere = x.flatten(1).sum(1) % 7
+            return table[x, everywhere.reshape(-1, *(1,) * (x.ndim - 1))] + time.reshape(-1, *(1,) * x.ndim) / 1000
+
+    denoiser, options = (
+        orn.DiscreteDenoiser(Network(), process),
+        {**options, **({"steps": 8} if "steps" in options else {})},
+    )
+    image = orn.sample(denoiser, sampler, n=3, shape=(2, 1, 3), seed=1, **options)
+    row = orn.sample(denoiser, sampler, n=3, shape=(6,), seed=1, **options)
+    assert image.x.shape == (3, 2, 1, 3)
+    assert torch.equal(image.x.flatten(1), row.x)
+    assert 0 <= int(image.x.min()) <= int(image.x.max()) < K
 
 
 def test_a_prompt_is_conditioned_on_exactly_by_masks():
@@ -243,27 +354,6 @@ def test_the_bound_of_one_site_a_step_is_that_of_all_orders():
     assert abs(drawn.mean - np.mean(orders)) < 4 * drawn.standard_error
 
 
-def test_tempering_is_its_formula():
-    process = Categorical(FLOW, orn.Absorbing(K))
-    law = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    denoiser, masked = exact.Table(process, law), torch.full((1, 1), K)
-    for temperature in (0.5, 2.0):
-        found = orn.Tempered(denoiser, temperature)(masked, 0.5).probs[0, 0]
-        assert (found - law ** (1 / temperature) / (law ** (1 / temperature)).sum()).abs().max() < 1e-12
-    for top_p, kept in ((0.5, [1, 0, 0]), (0.599, [1, 0, 0]), (0.61, [2 / 3, 1 / 3, 0]), (0.95, [0.6, 0.3, 0.1])):
-        found = orn.Tempered(denoiser, top_p=top_p)(masked, 0.5).probs[0, 0]
-        assert (found - torch.tensor(kept, dtype=torch.float64)).abs().max() < 1e-12
-    x = orn.sample(orn.Tempered(denoiser, top_p=0.5), n=50, steps=4).x
-    assert (x == 0).all()
-    assert torch.equal(
-        orn.Tempered(denoiser)(torch.tensor([[1]]), 0.5).probs[0, 0], torch.eye(K, dtype=torch.float64)[1]
-    )
-    check_refusal(lambda: orn.Tempered(denoiser, 0.0), "temperature=0.0", "temperature > 0")
-    check_refusal(lambda: orn.Tempered(denoiser, top_p=1.5), "top_p=1.5", "at most 1")
-    numbers = exact.Normal(orn.Gaussian(orn.CosineVP()), torch.zeros(2), 1.0)
-    check_refusal(lambda: orn.Tempered(numbers), "Gaussian", "expected one of categories")
-
-
 def test_what_does_not_fit_is_refused():
     uniform = exact.Table(Categorical(FLOW, orn.Uniform(K)), joint_law())
     numbers = exact.Normal(orn.Gaussian(orn.CosineVP()), torch.zeros(2), 1.0)
@@ -286,7 +376,9 @@ def test_what_does_not_fit_is_refused():
     )
     low = orn.ILVR(orn.Ancestral(), torch.zeros(1, 2), filter=1)
     check_refusal(lambda: orn.sample(uniform, low, n=2, steps=3), "a sampler of numbers", "expected Ancestral()")
-    check_refusal(lambda: orn.CTMCCorrector(eps=2.0), "eps=2.0", "0 < eps <= 1")
+    check_refusal(lambda: orn.CTMCCorrector(eps=2.0), "eps=2.0", "0 < eps <= 0.5")
+    check_refusal(lambda: orn.CTMCCorrector(steps=1.5), "steps=1.5", "a whole number of steps")
+    check_refusal(lambda: orn.Gillespie(0), "intervals=0", "at least 1")
     x = torch.zeros(1, 2, dtype=torch.long)
     check_refusal(
         lambda: orn.CTMCCorrector().step(uniform, x, 0.5, 0.4, None, Noise(0, 1)), "for a corrector", "expected s = t"

@@ -20,6 +20,8 @@ from ornstein.denoisers import DenoiserLike
 from ornstein.errors import ConfigurationError
 from ornstein.noise import Noise
 from ornstein.processes.categorical import Categorical, CategoricalLaw
+from ornstein.processes.kernels import Kernel
+from ornstein.processes.rates import RateKernel
 
 
 def at_an_end(process: Categorical, t: float, s: float) -> bool:
@@ -34,6 +36,11 @@ def euler_law(rates: Tensor, x: Tensor, tau: float) -> CategoricalLaw:
     total = moves.sum(-1, keepdim=True)
     moves = moves / total.clamp(min=1)
     return CategoricalLaw(moves.scatter(-1, x[..., None], (1 - total).clamp(min=0)))
+
+
+def leaving(kernel: Kernel) -> float:
+    """A bound of the forward rate at which a site leaves its state, over beta: 1 - pi is at most 1 where it is drawn anew."""
+    return float(-kernel.matrix.diagonal().min()) if isinstance(kernel, RateKernel) else 1.0
 
 
 def falling(t: float, s: float) -> None:
@@ -104,9 +111,11 @@ class TauLeaping:
 class CTMCCorrector:
     """`steps` Euler steps at one time with R + R_hat, under which q_t is invariant (Campbell et al. 2022, proposition 4).
 
-    eps: the length of a step over the time in which a site is noised, or revealed, whichever is the shorter: h = eps min(1, (1 -
-    alpha) / alpha) / beta. A corrector of `PredictorCorrector`; where rates are infinite it does nothing. Unadjusted, it
-    moves q_t by O(eps^2).
+    eps: the length of a step over the time in which a site is noised, or revealed, whichever is the shorter: h = eps min(1 /
+    rho, (1 - alpha) / alpha) / beta, where rho is the largest rate at which the kernel leaves a state, over beta: at most 1 for
+    those that draw a site anew, about K^2 / 5 for `BirthDeath`. Up to 0.5, at which the moves of a step just fit into a
+    probability of 1. Where rates are infinite it does nothing. Unadjusted, it moves q_t by O(eps^2) a step, where sites depend
+    on each other.
     """
 
     eps: float = 0.1
@@ -118,9 +127,9 @@ class CTMCCorrector:
     corrects = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps <= 1 or self.steps < 1:
+        if not 0 < self.eps <= 0.5 or not isinstance(self.steps, int) or self.steps < 1:
             raise ConfigurationError(
-                f"got eps={self.eps}, steps={self.steps}, expected 0 < eps <= 1 and at least one step"
+                f"got eps={self.eps}, steps={self.steps}, expected 0 < eps <= 0.5 and a whole number of steps, at least 1"
             )
 
     @property
@@ -139,7 +148,7 @@ class CTMCCorrector:
         alpha = float(process.schedule.alpha(t))
         if alpha in (0.0, 1.0):
             return x, None
-        h = self.eps * min(1.0, (1 - alpha) / alpha) / -float(process.schedule.f(t))
+        h = self.eps * min(1 / leaving(process.kernel), (1 - alpha) / alpha) / -float(process.schedule.f(t))
         for _ in range(self.steps):
             estimate = denoiser(x, t)
             rates = process.rates(estimate, t)

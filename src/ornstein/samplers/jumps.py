@@ -81,7 +81,7 @@ class Gillespie:
 
     intervals: parts of a step's time, equal in log(alpha / (1 - alpha)), in each of which a bound of the rates is taken.
 
-    Raises `NumericalError` where rates exceed the bound: more intervals are needed.
+    Raises `NumericalError` where rates exceed the bound: more intervals are needed. `ConfigurationError` for less than one.
     """
 
     intervals: int = 32
@@ -90,6 +90,10 @@ class Gillespie:
     order = 1
     stages = math.inf
     stochastic = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.intervals, int) or self.intervals < 1:
+            raise ConfigurationError(f"got intervals={self.intervals}, expected a whole number of at least 1")
 
     def step(
         self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
@@ -128,9 +132,11 @@ class Gillespie:
             if going.any():
                 rates = process.rates(denoiser(x.view(shape), at), at).clamp(min=0).reshape(b, -1)
                 total = rates.sum(1).cpu()
-                if (total > bound * (1 + 1e-6))[going].any():
+                over = (total / bound.clamp(min=1e-300))[going].max()
+                if over > 1 + 1e-6:
                     raise NumericalError(
-                        "rates exceed their bound within an interval; expected more intervals: Gillespie(intervals=128)"
+                        f"got reverse rates {float(over):.3g} times their bound in one of {self.intervals} intervals, expected "
+                        f"none above it: take more, such as Gillespie(intervals={4 * self.intervals})"
                     )
                 jump = inverse(rates, u[:, 1].to(x.device))
                 taken = going & (u[:, 2] * bound < total)
