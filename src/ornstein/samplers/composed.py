@@ -16,7 +16,8 @@ class PredictorCorrector:
     """A step of the predictor from t to s, then one of the corrector at s (Song et al. 2021, algorithm 1).
 
     predictor: any sampler that goes from t to s. corrector: one that stays at a noise level: `Langevin`,
-    `UnderdampedLangevin`. Where sigma(s) = 0 there is nothing to correct, and the predictor's step is all.
+    `UnderdampedLangevin`, for categories `CTMCCorrector`. At the data there is nothing to correct, and the predictor's step
+    is all.
 
     The corrector's memory is kept; the predictor's is dropped. A multistep memory holds x_0 on the trajectory as it was,
     and the corrector moves the state off it: its slope would take that move for a change of x_0 in time, an error of the
@@ -33,12 +34,19 @@ class PredictorCorrector:
         if not getattr(self.corrector, "corrects", False):
             raise ConfigurationError(
                 f"got corrector={self.corrector}, expected a sampler that stays at its noise level: "
-                "Langevin() or UnderdampedLangevin()"
+                "Langevin() or UnderdampedLangevin(), for categories CTMCCorrector()"
             )
         if getattr(self.predictor, "corrects", False):
             raise ConfigurationError(
                 f"got predictor={self.predictor}, expected a sampler that goes from one time to another: "
                 "EulerMaruyama(), Ancestral(), Heun()"
+            )
+
+        both = {getattr(part, "needs", "score") for part in (self.predictor, self.corrector)} - {"any"}
+        if len(both) > 1:
+            raise ConfigurationError(
+                f"got predictor={self.predictor} with corrector={self.corrector}, one of numbers and one of categories; expected "
+                "both of one kind: CTMCCorrector() for categories, Langevin() for numbers"
             )
 
     @property
@@ -50,8 +58,8 @@ class PredictorCorrector:
 
     @property
     def needs(self) -> str:
-        """What the predictor needs."""
-        return getattr(self.predictor, "needs", "score")
+        """What the corrector needs, which knows one kind of states."""
+        return getattr(self.corrector, "needs", "score")
 
     @property
     def stages(self) -> float:
