@@ -1,6 +1,5 @@
 """The command line: what it prints, where it writes, and how it fails."""
 
-import json
 import os
 import shutil
 import signal
@@ -20,51 +19,6 @@ from ornstein.errors import NumericalError
 
 UNET = "UNet(widths=(8,), blocks=1, attention=0)"
 TINY = ["--preset", "none", "--steps", "3", "--batch-size", "8", "--save-every", "0", "--grid-every", "0"]
-
-
-class Said:
-    """What one command line came to."""
-
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Run a command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*argv):
-        capsys.readouterr()
-        status = main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return Said(status, out, err)
-
-    return run
-
-
-@pytest.fixture
-def fails(cli):
-    """Run a command line that must end in status 2, with the words it must say on stderr in one or two lines."""
-
-    def run(*argv, said):
-        result = cli(*argv)
-        assert result.status == 2
-        assert result.out == ""
-        last = [line for line in result.err.splitlines() if line.startswith("ornstein: ")]
-        assert len(last) == 1
-        assert result.err.splitlines()[-1] == last[0]
-        for words in [said] if isinstance(said, str) else said:
-            assert words in last[0]
-        return result
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -12,49 +12,6 @@ CORPUS = "the cat sat on the mat. a dog ran to the cat; the dog sat.\n"
 TINY = ["--steps", "6", "--batch-size", "8", "--save-every", "0", "--seed", "3"]
 
 
-class Said:
-    """What one command line came to."""
-
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Run a command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*argv):
-        capsys.readouterr()
-        status = main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return Said(status, out, err)
-
-    return run
-
-
-@pytest.fixture
-def fails(cli):
-    """Run a command line that must end in status 2, with nothing on stdout and one line that says these words."""
-
-    def run(*argv, said):
-        result = cli(*argv)
-        assert result.status == 2, result.err
-        assert result.out == ""
-        last = [line for line in result.err.splitlines() if line.startswith("ornstein: ")]
-        assert len(last) == 1
-        for words in [said] if isinstance(said, str) else said:
-            assert words in last[0]
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "corpus.txt"

@@ -8,7 +8,8 @@ import torch
 from ornstein.data import Vocabulary
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.metrics import evaluate_codes, evaluate_text
-from ornstein.metrics.text import longest_copy, share_known, variation
+from ornstein.metrics.distances import total_variation
+from ornstein.metrics.text import longest_copy, share_known
 
 
 def windows(text, length, vocabulary):
@@ -17,9 +18,9 @@ def windows(text, length, vocabulary):
 
 
 def test_variation_of_two_laws():
-    assert variation({1: 0.5, 2: 0.5}, {2: 0.25, 3: 0.75}) == pytest.approx(0.75)
-    assert variation({1: 1.0}, {1: 1.0}) == 0
-    assert variation({1: 1.0}, {2: 1.0}) == 1
+    assert total_variation(torch.tensor([1, 2]), torch.tensor([3, 2, 3, 3])) == pytest.approx(0.75)
+    assert total_variation(torch.tensor([1, 1]), torch.tensor([1])) == 0
+    assert total_variation(torch.tensor([1]), torch.tensor([2, 2])) == 1
 
 
 def test_variation_of_n_grams_is_that_of_counts_by_hand():

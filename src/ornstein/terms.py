@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ornstein import variational
 from ornstein.errors import ConfigurationError
-from ornstein.processes.categorical import TINY, Categorical, CategoricalEstimate, CategoricalLaw
+from ornstein.processes.categorical import Categorical, CategoricalEstimate, CategoricalLaw
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.processes.normal import GaussianLaw
 from ornstein.processes.product import Product, ProductEstimate, ProductLaw, State, total
@@ -134,7 +134,7 @@ class CategoricalTerms:
     def rate(self, estimate: CategoricalEstimate, x0: Tensor, t: Time) -> Tensor:
         """The relative entropy of two reverse rates, per unit of t; see the module."""
         truth, held = (estimate.process.rates(e, t) for e in self._pair(estimate, x0))
-        least = TINY if held.dtype == torch.float64 else torch.finfo(held.dtype).tiny
+        least = torch.finfo(held.dtype).tiny
         at_x = estimate.x_t[..., None]
         true, own = (rates.scatter(-1, at_x, 0.0) for rates in (truth, held))
         terms = torch.xlogy(true, true) - torch.xlogy(true, own.clamp(min=least)) - true + own
@@ -190,7 +190,7 @@ class ProductTerms:
 
     def rate(self, estimate: ProductEstimate, x0: State, t: Time) -> Tensor:
         """Raises `ConfigurationError`: numbers are integrated over log-SNR, categories over t."""
-        raise ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
+        raise _without_clock()
 
     def last(self, estimate: ProductEstimate, x0: State, t: Time) -> Tensor:
         """The sum of theirs."""
@@ -198,11 +198,11 @@ class ProductTerms:
 
     def clock(self, process: Product, first: float, last: float) -> tuple[float, float]:
         """Raises `ConfigurationError`, as `rate` does."""
-        raise ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
+        raise _without_clock()
 
     def time_at(self, process: Product, reading: Tensor) -> Tensor:
         """Raises `ConfigurationError`, as `rate` does."""
-        raise ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
+        raise _without_clock()
 
     def marginal(self, process: Product, x0: State, t: Time) -> ProductLaw:
         """The product of theirs."""
@@ -215,6 +215,11 @@ class ProductTerms:
     def prior(self, process: Product, x: State, t: Time) -> ProductLaw:
         """The product of theirs."""
         return ProductLaw({name: each.prior(process.parts[name], x[name], t) for name, each in self.parts.items()})
+
+
+def _without_clock() -> ConfigurationError:
+    """The error of a Product that is asked for the limit: numbers are integrated over log-SNR, categories over t."""
+    return ConfigurationError("got the limit of continuous time for a Product, expected a chain: steps=1000")
 
 
 def terms_of(

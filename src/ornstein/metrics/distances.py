@@ -208,3 +208,13 @@ def matrix(x: Tensor, name: str, least: int = 1) -> Tensor:
         row = int((~finite).nonzero()[0])
         raise DataError(f"{name} has NaN or infinite values, first in row {row}; expected finite numbers only")
     return x
+
+
+def total_variation(x: Tensor, y: Tensor) -> float:
+    """(1 / 2) sum_c |p(c) - q(c)| of the shares of each integer in x and in y, of any shapes: 0 alike, 1 apart."""
+    values, places = torch.cat([x.flatten(), y.flatten()]).unique(return_inverse=True)
+    p, q = (
+        torch.bincount(part, minlength=len(values)).double() / len(part)
+        for part in places.split([x.numel(), y.numel()])
+    )
+    return float((p - q).abs().sum() / 2)

@@ -20,7 +20,6 @@ and the seed.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 import torch
@@ -33,7 +32,7 @@ from ornstein.data.scaling import Scaling
 from ornstein.errors import ConfigurationError, DataError
 from ornstein.metrics import distances
 from ornstein.metrics.features import SHIPPED, TRAIN_HINT, WIDTH, FeatureNet, load_features, pixels
-from ornstein.metrics.report import Measure, Report
+from ornstein.metrics.report import Measure, Report, measure
 from ornstein.metrics.tables import column_distances
 
 LARGEST = 2000  # examples a side in the figures that need all pairs
@@ -129,12 +128,6 @@ def _over(figure: Callable[[Tensor, Tensor], T], a: Sequence[Tensor], b: Sequenc
     return [figure(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]
 
 
-def _measure(name: str, model: Sequence[float], real: Sequence[float], n: int, against: int, better: str) -> Measure:
-    value, reference = fmean(model), fmean(real)
-    spread = stdev(real) if len(real) > 1 else 0.0
-    return Measure(name, value, reference, spread, value / reference if reference > 0 else None, n, against, better)
-
-
 def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int, columns: bool) -> list[Measure]:
     """Energy distance, sliced Wasserstein, the correlations of columns, and the median distance to training examples."""
     figures: dict[str, Callable[[Tensor, Tensor], float]] = {
@@ -149,7 +142,7 @@ def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int, column
 
     model = zip(*_over(lambda i, j: all_of(i, j, x), draws.samples, draws.test), strict=True)
     real = zip(*_over(lambda i, j: all_of(i, j, z), draws.train, draws.test), strict=True)
-    rows = [_measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(figures, model, real, strict=True)]
+    rows = [measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(figures, model, real, strict=True)]
     medians = []
     for values, subsets in ((x, draws.samples), (y, draws.test)):
         # Each distance belongs to one example, so those of 2 n examples serve every split; where n is small, of more.
@@ -157,7 +150,7 @@ def _on_values(x: Tensor, y: Tensor, z: Tensor, draws: _Draws, seed: int, column
         pool = pool[torch.randperm(len(pool), generator=draws.generator)[: max(2 * draws.n, LARGEST)]]
         nearest = distances.nearest_distances(values[pool], z)
         medians.append([float(nearest[part].median()) for part in draws.subsets(len(pool), draws.n)])
-    return [*rows, _measure("nearest_training", medians[0], medians[1], draws.n, len(z), "near 1")]
+    return [*rows, measure("nearest_training", medians[0], medians[1], draws.n, len(z), "near 1")]
 
 
 def _on_columns(sets: list[Tensor], scaling: MixedScaling, draws: _Draws) -> list[Measure]:
@@ -174,7 +167,7 @@ def _on_columns(sets: list[Tensor], scaling: MixedScaling, draws: _Draws) -> lis
     model = zip(*_over(means(samples), draws.samples, draws.test), strict=True)
     real = zip(*_over(means(train), draws.train, draws.test), strict=True)
     names = ("variation_of_columns", "variation_of_pairs")
-    rows = [_measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(names, model, real, strict=True)]
+    rows = [measure(name, m, r, draws.n, draws.n, "lower") for name, m, r in zip(names, model, real, strict=True)]
     return [row for row in rows if math.isfinite(row.value)]
 
 
@@ -219,9 +212,9 @@ def _on_features(sets: list[Tensor], scaling: Any, net: FeatureNet, draws: _Draw
     def shares(candidates: Tensor, subsets: list[Tensor]) -> list[distances.PrecisionRecall]:
         return _over(lambda i, j: distances.precision_recall(candidates[i], y[j], NEIGHBOURS), subsets, draws.test)
 
-    rows = [_measure("frechet_distance", frechet(x, taken), frechet(z, stand_in), n, len(test), "lower")]
+    rows = [measure("frechet_distance", frechet(x, taken), frechet(z, stand_in), n, len(test), "lower")]
     model, real = shares(x, draws.samples), shares(z, draws.train)
     for name in ("precision", "recall", "density", "coverage"):
         ours, theirs = ([getattr(share, name) for share in group] for group in (model, real))
-        rows.append(_measure(name, ours, theirs, draws.n, draws.n, "higher"))
+        rows.append(measure(name, ours, theirs, draws.n, draws.n, "higher"))
     return rows

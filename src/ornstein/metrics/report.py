@@ -1,6 +1,8 @@
 """What `evaluate` found: one `Measure` a figure, in a `Report` that prints as a table and turns into JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 
@@ -16,6 +18,13 @@ class Measure:
     n: int  # samples, and real examples in their place
     against: int  # held-out examples (training examples for the nearest distance)
     better: str  # "lower", "higher" or "near 1": where the ratio should be
+
+
+def measure(name: str, model: Sequence[float], real: Sequence[float], n: int, against: int, better: str) -> Measure:
+    """The figure of samples beside that of real data, means over splits of each."""
+    value, reference = fmean(model), fmean(real)
+    spread = stdev(real) if len(real) > 1 else 0.0
+    return Measure(name, value, reference, spread, value / reference if reference > 0 else None, n, against, better)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ornstein.data.columns import TableScaling
 from ornstein.data.kinds import Category
 from ornstein.errors import ConfigurationError, DataError
+from ornstein.metrics.distances import total_variation
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def column_distances(samples: Tensor, real: Tensor, scaling: TableScaling, bins:
             edges = torch.arange(0.5, len(column.values)).double() if isinstance(column, Category) else _edges(y, bins)
             cells[column.name] = _cell(x, edges), _cell(y, edges)
             sizes[column.name] = len(edges) + 2
-    alone = {name: _variation(*found, sizes[name]) for name, found in cells.items()}
+    alone = {name: total_variation(*found) for name, found in cells.items()}
     pairs = {}
     for a, b in combinations(cells, 2):
         x, y = (first * sizes[b] + second for first, second in zip(cells[a], cells[b], strict=True))
-        pairs[a, b] = _variation(x, y, sizes[a] * sizes[b])
+        pairs[a, b] = total_variation(x, y)
     return ColumnDistances(alone, pairs)
 
 
@@ -77,9 +78,3 @@ def _edges(real: Tensor, bins: int) -> Tensor:
 def _cell(values: Tensor, edges: Tensor) -> Tensor:
     """The cell of each value, from its edge on; the last one is that of missing values."""
     return torch.where(values.isnan(), len(edges) + 1, torch.searchsorted(edges, values.contiguous(), right=True))
-
-
-def _variation(x: Tensor, y: Tensor, size: int) -> float:
-    """TV of two lists of cells."""
-    p, q = (torch.bincount(cells, minlength=size).double() / len(cells) for cells in (x, y))
-    return float((p - q).abs().sum() / 2)

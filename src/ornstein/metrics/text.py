@@ -11,8 +11,8 @@ a sample has in common with it (the median over samples), both beside those of h
 """
 
 import re
-from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
+from collections.abc import Callable
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 from ornstein.data.codes import tokens_under
 from ornstein.data.vocabulary import Vocabulary
 from ornstein.errors import ConfigurationError, DataError
-from ornstein.metrics.report import Measure, Report
+from ornstein.metrics.distances import total_variation
+from ornstein.metrics.report import Report, measure
 
 GRAMS = (1, 2, 3)
 COPIED = 500  # samples whose longest copy is looked for
@@ -52,9 +53,9 @@ def evaluate_text(
     real = [train[torch.randint(len(train), (n,), generator=generator)][:, :length] for _ in range(splits)]
     rows = []
     for grams in GRAMS[:length]:
-        against = _frequencies(test, grams, len(vocabulary))
-        values = [variation(_frequencies(x, grams, len(vocabulary)), against) for x in (samples, *real)]
-        rows.append(_measure(f"total_variation_{grams}", values[:1], values[1:], n, len(test), "lower"))
+        against = _keys(test, grams, len(vocabulary))
+        values = [total_variation(_keys(x, grams, len(vocabulary)), against) for x in (samples, *real)]
+        rows.append(measure(f"total_variation_{grams}", values[:1], values[1:], n, len(test), "lower"))
     text = tokens_under(train)
     text = text if text.ndim == 1 else train.flatten()
     held = [test[torch.randperm(len(test), generator=generator)[:n]][:, :length] for _ in range(splits)]
@@ -63,9 +64,9 @@ def evaluate_text(
     found = [share_known(vocabulary, x, known) for x in (samples, *held)]
     shares = [share for share in found if share is not None]
     if len(shares) == len(found):
-        rows.append(_measure("known_words", shares[:1], shares[1:], n, len(held[0]), "near 1"))
+        rows.append(measure("known_words", shares[:1], shares[1:], n, len(held[0]), "near 1"))
     copies = [float(longest_copy(x[:COPIED], text)) for x in (samples, held[0])]
-    rows.append(_measure("longest_copy", copies[:1], copies[1:], min(n, COPIED), len(text), "near 1"))
+    rows.append(measure("longest_copy", copies[:1], copies[1:], min(n, COPIED), len(text), "near 1"))
     unit = "shares of n-grams (total variation, 0 to 1), shares of words, and tokens copied"
     return Report(tuple(rows), None, unit, n, len(test), len(train), seed, splits)
 
@@ -94,21 +95,16 @@ def evaluate_codes(
     pairs = every[torch.randperm(len(every), generator=generator)[:PAIRS]]
 
     def places(a: Tensor) -> float:
-        return fmean(variation(_counted(a[:, i]), _counted(y[:, i])) for i in range(dims))
+        return fmean(total_variation(a[:, i], y[:, i]) for i in range(dims))
 
     def of_pairs(a: Tensor) -> float:
         joint = [(v[:, pairs[:, 0]] * levels + v[:, pairs[:, 1]]) for v in (a, y)]
-        return fmean(variation(_counted(joint[0][:, i]), _counted(joint[1][:, i])) for i in range(len(pairs)))
+        return fmean(total_variation(joint[0][:, i], joint[1][:, i]) for i in range(len(pairs)))
 
     figures: list[tuple[str, Callable[[Tensor], float]]] = [("variation_of_places", places)]
     figures += [("variation_of_pairs", of_pairs)] if len(pairs) else []
-    rows = [_measure(name, [figure(x[:n])], [figure(a) for a in real], n, len(y), "lower") for name, figure in figures]
+    rows = [measure(name, [figure(x[:n])], [figure(a) for a in real], n, len(y), "lower") for name, figure in figures]
     return Report(tuple(rows), None, "total variation, 0 to 1", len(x), len(y), len(z), seed, splits)
-
-
-def variation(p: dict[int, float], q: dict[int, float]) -> float:
-    """1/2 sum |p - q| of two laws, as frequencies by key."""
-    return sum(abs(p.get(key, 0.0) - q.get(key, 0.0)) for key in p.keys() | q.keys()) / 2
 
 
 def share_known(vocabulary: Vocabulary, windows: Tensor, known: set[str]) -> float | None:
@@ -149,21 +145,9 @@ def _hashes(rows: np.ndarray, length: int) -> np.ndarray:
     return made
 
 
-def _frequencies(windows: Tensor, grams: int, levels: int) -> dict[int, float]:
-    """How often each sequence of `grams` tokens occurs in windows (n, L), as a share."""
+def _keys(windows: Tensor, grams: int, levels: int) -> Tensor:
+    """A number for each sequence of `grams` tokens in windows (n, L)."""
     keys = torch.zeros_like(windows.long()[:, grams - 1 :])
     for place in range(grams):
         keys = keys * levels + windows.long()[:, place : windows.shape[1] - grams + 1 + place]
-    return _counted(keys)
-
-
-def _counted(values: Tensor) -> dict[int, float]:
-    """The share of each value."""
-    found, counts = values.unique(return_counts=True)
-    return dict(zip(found.tolist(), (counts.double() / values.numel()).tolist(), strict=True))
-
-
-def _measure(name: str, model: Sequence[float], real: Sequence[float], n: int, against: int, better: str) -> Measure:
-    value, reference = fmean(model), fmean(real)
-    spread = stdev(real) if len(real) > 1 else 0.0
-    return Measure(name, value, reference, spread, value / reference if reference > 0 else None, n, against, better)
+    return keys

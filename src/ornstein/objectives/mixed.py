@@ -72,7 +72,7 @@ class MixedObjective:
                 error = held.value - truths[name].like(held.kind, held.sigma_data).value
                 losses["numbers"].append(error.square().flatten(1).sum(1))
             else:
-                costs = -held.log_probs.gather(-1, x0[name][..., None])[..., 0].reshape(len(t), -1).sum(1)
+                costs = -held.log_prob(x0[name])
                 losses["categories"].append(self.balance * self._factor(held.process, t, costs) * costs)
         parts = {name: torch.stack(found).sum(0) / dims for name, found in losses.items() if found}
         return Loss(torch.stack(list(parts.values())).sum(0), t, parts)
