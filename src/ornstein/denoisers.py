@@ -104,6 +104,7 @@ class TrainedDenoiser(nn.Module):
     network: nn.Module
     process: Any
     parametrization: str
+    time: Callable[[Tensor], Tensor]
     variance: str | None = None
     sigma_data: float | None = None
 
@@ -118,6 +119,12 @@ class TrainedDenoiser(nn.Module):
         """Whether the network takes a condition; None for one that does not say."""
         classes = getattr(self.network, "classes", None)
         return None if classes is None else bool(classes or getattr(self.network, "images", 0))
+
+    def answered(self, x: Any, t: Time, cond: Condition | None, keep: Tensor | None) -> Any:
+        """What the network says of x, a tensor (b, *d) or a dict of parts, at time t."""
+        first = next(iter(x.values())) if isinstance(x, dict) else x
+        time = self.time(as_time(t)).expand(len(first)).to(first.device, torch.float32)
+        return self.network(x, time) if cond is None else self.network(x, time, cond, keep)
 
 
 class Denoiser(TrainedDenoiser):

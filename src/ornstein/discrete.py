@@ -22,7 +22,7 @@ from ornstein.conditions import Condition
 from ornstein.denoisers import TrainedDenoiser
 from ornstein.errors import ConfigurationError, nearest
 from ornstein.processes.categorical import Categorical, CategoricalEstimate
-from ornstein.schedules.base import Time, as_time
+from ornstein.schedules.base import Time
 
 PARAMETRIZATIONS = ("x0", "d3pm")
 HEADS = ("logits", "logistic")
@@ -71,9 +71,7 @@ class DiscreteDenoiser(TrainedDenoiser):
         self, x_t: Tensor, t: Time, cond: Condition | None = None, keep: Tensor | None = None
     ) -> CategoricalEstimate:
         """The estimate at states x_t (b, *d) and time t, a float or (b,); `cond` and `keep` as of `Denoiser`."""
-        time = self.time(as_time(t)).expand(len(x_t)).to(x_t.device, torch.float32)
-        output = self.network(x_t, time) if cond is None else self.network(x_t, time, cond, keep)
-        return self.read(output, x_t, t)
+        return self.read(self.answered(x_t, t, cond, keep), x_t, t)
 
     def read(self, output: Tensor, x_t: Tensor, t: Time) -> CategoricalEstimate:
         """The estimate that a network's output makes at x_t. Raises `ConfigurationError` on an output of another shape."""

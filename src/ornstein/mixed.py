@@ -19,7 +19,7 @@ from ornstein.errors import ConfigurationError, nearest
 from ornstein.processes.categorical import Categorical
 from ornstein.processes.gaussian import Estimate, Gaussian, spread
 from ornstein.processes.product import Product, ProductEstimate, State
-from ornstein.schedules.base import Time, as_time
+from ornstein.schedules.base import Time
 
 PARAMETRIZATIONS = ("v", "x0", "eps", "velocity", "edm")
 
@@ -77,10 +77,7 @@ class MixedDenoiser(TrainedDenoiser):
         self, x_t: State, t: Time, cond: Condition | None = None, keep: Tensor | None = None
     ) -> ProductEstimate:
         """The estimate at the state x_t and time t, a float or (b,); `cond` and `keep` as of `Denoiser`."""
-        first = next(iter(x_t.values()))
-        time = self.time(as_time(t)).expand(len(first)).to(first.device, torch.float32)
-        seen = {name: self._seen(name, x, t) for name, x in x_t.items()}
-        output = self.network(seen, time) if cond is None else self.network(seen, time, cond, keep)
+        output = self.answered({name: self._seen(name, x, t) for name, x in x_t.items()}, t, cond, keep)
         if set(output) != set(self.process.parts):
             raise ConfigurationError(
                 f"got a network that returns {sorted(output)}, expected {sorted(self.process.parts)}, as the process has them"

@@ -26,11 +26,8 @@ from ornstein.processes.categorical import Categorical, CategoricalEstimate, Cat
 from ornstein.processes.gaussian import Estimate, Gaussian
 from ornstein.processes.normal import GaussianLaw
 from ornstein.processes.product import Product, ProductEstimate, ProductLaw, State, total
-from ornstein.schedules.base import Time
+from ornstein.schedules.base import EDGE, Time
 from ornstein.variational import Bins, in_float64
-
-EDGE = 2.0**-24
-"""How near to t = 0 and t = 1, where rates of categories may be infinite, their clock goes."""
 
 
 class Terms(Protocol):
@@ -145,7 +142,7 @@ class CategoricalTerms:
         return self._pair(estimate, x0)[1].log_prob(x0)
 
     def clock(self, process: Categorical, first: float, last: float) -> tuple[float, float]:
-        """The times themselves, short of the ends."""
+        """The times themselves, short of the ends, where rates may be infinite."""
         return max(first, EDGE), min(last, 1 - EDGE)
 
     def time_at(self, process: Categorical, reading: Tensor) -> Tensor:

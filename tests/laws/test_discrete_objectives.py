@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_refused():
     check_refusal(lambda: orn.RateVLB()(numbers, x, None, rng), "got Gaussian", "Objective or VLB")
     table = orn.DiscreteDenoiser(Logits(K), Categorical(None, orn.DiscretisedGaussian(K, length=8)))
     check_refusal(lambda: orn.RateVLB()(table, x, None, rng), "of its 8 steps alone", "with UniformSteps(8)")
-    check_refusal(lambda: orn.RateVLB(orn.UniformLogSNR()), "UniformLogSNR", "expected UniformTime()")
+    check_refusal(lambda: orn.RateVLB(times=orn.UniformLogSNR()), "UniformLogSNR", "expected UniformTime()")
     check_refusal(lambda: orn.DiscreteHybrid(0.0), "weight=0.0", "for the bound alone VLB")
     check_refusal(lambda: orn.DiscreteDenoiser(Logits(K), process, "v"), "parametrization 'v'", "x0 or d3pm")
     check_refusal(

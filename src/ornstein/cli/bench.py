@@ -195,16 +195,11 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
 
     from ornstein import accuracy, checkpoints, linearised
     from ornstein.cli.against import typical_conditions
-    from ornstein.cli.prompting import is_categorical
     from ornstein.conditions import moved
     from ornstein.devices import pick_device
 
     model = checkpoints.load(run, pick_device(options.device), options.ema)
-    if is_categorical(model):
-        raise ConfigurationError(
-            f"got {run}, a model of categories, whose samplers follow no path of an ODE that they could keep to; expected one of "
-            "numbers: compare samplers by ornstein evaluate RUN --sampler CALL --calls N"
-        )
+    _check_numbers(run, model)
     denoiser, n, calls = model.denoiser, options.n or RUN_POINTS, sorted(set(options.calls or RUN_CALLS))
     device = next(iter(model.parameters())).device
     cond = moved(typical_conditions(model, n), device)
@@ -238,6 +233,17 @@ def _of_run(options: Options, run: Path, name: Path) -> Outcome:
     )
     lines = [scores.table(head, found, calls), "", *_advice(kept, options), f"written: {', '.join(written)}"]
     return Outcome(result, "\n".join(lines), options.json)
+
+
+def _check_numbers(run: Path, model: "Model") -> None:
+    """Raise `ConfigurationError` for a model of categories."""
+    from ornstein.cli.prompting import is_categorical
+
+    if is_categorical(model):
+        raise ConfigurationError(
+            f"got {run}, a model of categories, whose samplers follow no path of an ODE that they could keep to; expected one of "
+            "numbers: compare samplers by ornstein evaluate RUN --sampler CALL --calls N"
+        )
 
 
 def _own(options: Options, process: "Gaussian", measured: "Linearised") -> "list[Contender]":

@@ -11,7 +11,6 @@ Windows of a text overlap: all n - L + 1 of them are one view of n tokens, L tim
 `tokens_under` are for those who move or read all examples, and must not copy them out.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein.data.scaling import IMAGES, Scaling
+from ornstein.data.layouts import IMAGES, Laid
+from ornstein.data.scaling import Scaling
 from ornstein.data.vocabulary import Vocabulary
 from ornstein.errors import ConfigurationError, DataError
 
@@ -32,7 +32,7 @@ _KIND = "codes"
 
 
 @dataclass(frozen=True)
-class Codes:
+class Codes(Laid):
     """Raw integers 0 .. levels - 1 <-> model codes, int64 with channels first; beside `Scaling`, whose members it has.
 
     shape: model shape of one example: (L,) for text, (c, h, w) for images, the raw one for arrays.
@@ -76,23 +76,6 @@ class Codes:
             raise DataError(_continuous(f"{scaling.dtype} values of shape {scaling.raw_shape}"))
         return cls(scaling.shape, scaling.layout, scaling.levels, scaling.dtype)
 
-    @property
-    def is_image(self) -> bool:
-        """Whether raw examples are pictures (with a height and a width)."""
-        return self.layout in IMAGES
-
-    @property
-    def dims(self) -> int:
-        """Number of codes in one example (for bits/dim)."""
-        return math.prod(self.shape)
-
-    @property
-    def raw_shape(self) -> tuple[int, ...]:
-        """Shape of one raw example."""
-        if self.layout == "hw":
-            return self.shape[1:]
-        return (*self.shape[1:], self.shape[0]) if self.layout == "hwc" else self.shape
-
     def encode(self, raw: Tensor | np.ndarray) -> Tensor:
         """Raw integers (b, *raw_shape) -> codes, int64 (b, *shape), on the device of `raw`.
 
@@ -109,11 +92,7 @@ class Codes:
             raise DataError(f"got raw data of type {raw.dtype}, expected the integers 0 to {self.levels - 1}")
         if raw.device.type == "cpu":
             self._check(raw, "raw value")
-        if self.layout == "hw":
-            raw = raw.unsqueeze(1)
-        elif self.layout == "hwc":
-            raw = raw.movedim(-1, 1)
-        return raw.long()
+        return self.channels_first(raw).long()
 
     def decode(self, x: Tensor) -> Tensor:
         """Codes (b, *shape) -> raw data (b, *raw_shape) of `dtype`.
@@ -128,11 +107,7 @@ class Codes:
                 f"(n, {', '.join(map(str, self.shape))})"
             )
         self._check(x, "code")
-        if self.layout == "hw":
-            x = x.squeeze(1)
-        elif self.layout == "hwc":
-            x = x.movedim(1, -1)
-        return x.to(_DTYPES[self.dtype]).contiguous()
+        return self.raw_axes(x).to(_DTYPES[self.dtype]).contiguous()
 
     def text(self, raw: Tensor) -> list[str]:
         """The texts of raw examples (b, L), one a row. Raises DataError for data without a vocabulary."""

@@ -18,20 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ornstein.data.layouts import LAYOUTS, Laid
 from ornstein.errors import ConfigurationError, DataError, NumericalError
 
 if TYPE_CHECKING:
     from ornstein.data.codes import Codes
 
-IMAGES = ("hw", "hwc", "chw")
-LAYOUTS = (*IMAGES, "lc", "plain")
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "float64": torch.float64}
 SERIES_NOTE = "arrays of 3 axes are taken as series (n, length, channels); for grey images store uint8"
 _CHUNK = 1 << 22  # values looked at in one go: statistics of large data need no float64 copy of them
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(Laid):
     """The affine map `model = (raw - shift) * scale` and what is needed to undo it.
 
     shape: model shape of one example, `(c, h, w)` for images.
@@ -79,23 +78,6 @@ class Scaling:
             )
         if not 0 < self.sigma_data < math.inf:
             raise ConfigurationError(f"sigma_data is {self.sigma_data}; expected a positive number")
-
-    @property
-    def is_image(self) -> bool:
-        """Whether raw examples are pictures (uint8 with a height and a width)."""
-        return self.layout in IMAGES
-
-    @property
-    def dims(self) -> int:
-        """Number of values in one example (for bits/dim)."""
-        return math.prod(self.shape)
-
-    @property
-    def raw_shape(self) -> tuple[int, ...]:
-        """Shape of one raw example."""
-        if self.layout == "hw":
-            return self.shape[1:]
-        return (*self.shape[1:], self.shape[0]) if self.layout in ("hwc", "lc") else self.shape
 
     @classmethod
     def measure(
@@ -165,10 +147,7 @@ class Scaling:
                 f"raw data of shape {tuple(raw.shape)}; expected (n, {', '.join(map(str, self.raw_shape))})"
             )
         x = raw.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
-        if self.layout == "hw":
-            x = x.unsqueeze(1)
-        elif self.layout in ("hwc", "lc"):
-            x = x.movedim(-1, 1)
+        x = self.channels_first(x)
         shift, scale = self._coefficients(x)
         return (x - shift).mul_(scale).float()
 
@@ -183,11 +162,7 @@ class Scaling:
         raw = (x / scale).add_(shift)
         if self.levels is not None:
             raw = raw.round_().clamp_(0, self.levels - 1)
-        if self.layout == "hw":
-            raw = raw.squeeze(1)
-        elif self.layout in ("hwc", "lc"):
-            raw = raw.movedim(1, -1)
-        return raw.to(_DTYPES[self.dtype]).contiguous()
+        return self.raw_axes(raw).to(_DTYPES[self.dtype]).contiguous()
 
     def log_det(self) -> float:
         """log|d model / d raw| of one example in nats: log p_raw(raw) = log p_model(model) + log_det()."""

@@ -55,7 +55,6 @@ def build_categories(options: RunOptions, dataset: Dataset, classes: int) -> Tra
         one = categorical(options, scaling.levels)
         network = construct(_of_codes(model.network, one, scaling, classes, head), torch.nn.Module)
         made = DiscreteDenoiser(network, one, parametrization, head)
-    made.shape = scaling.shape
     return made
 
 

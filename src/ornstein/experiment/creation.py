@@ -124,10 +124,17 @@ def resume(
 def build(options: RunOptions, dataset: Dataset, group: Group | None = None, base: Any = None) -> TrainedDenoiser:
     """The denoiser that the options describe for a data set, with fresh weights that are a function of the seed; a
     `Classifier` where the objective is that of one. The base is measured on the data where it is not given."""
+    torch.manual_seed(fold(options.training.seed, INITIAL))
     if is_discrete(options):
-        torch.manual_seed(fold(options.training.seed, INITIAL))
         made = build_categories(options, dataset, _sizes(options, dataset)["classes"])
-        return made.to((group or Group()).device(options.training.device))
+    else:
+        made = _build_numbers(options, dataset, base)
+    made.shape = dataset.scaling.shape
+    return made.to((group or Group()).device(options.training.device))
+
+
+def _build_numbers(options: RunOptions, dataset: Dataset, base: Any) -> TrainedDenoiser:
+    """The denoiser of numbers, or the classifier."""
     scaling, learned, classifies = dataset.scaling, learns_variance(options), is_classifier(options)
     facts = {**_sizes(options, dataset), "shape": scaling.shape, "dims": len(scaling.shape) - 1}
     channels = scaling.shape[0]
@@ -140,7 +147,6 @@ def build(options: RunOptions, dataset: Dataset, group: Group | None = None, bas
     takes = () if maker is None else inspect.signature(maker).parameters
     if facts["images"] and "images" not in takes:
         raise ConfigurationError(f"got images as conditions for {name}, which takes none; expected UNet or DiT")
-    torch.manual_seed(fold(options.training.seed, INITIAL))
     network = construct(
         with_arguments(text, {name: value for name, value in facts.items() if name in takes}), torch.nn.Module
     )
@@ -152,19 +158,10 @@ def build(options: RunOptions, dataset: Dataset, group: Group | None = None, bas
     base = base or priors.measured(options.model.prior, condition_of(options), dataset, classifies)
     process = Gaussian(construct(options.model.schedule, Schedule), base)
     sigma_data = scaling.sigma_data if base is None else 1.0  # whitened by their own base, data have a std of 1
-    denoiser = (
-        Classifier(network, process, sigma_data)
-        if classifies
-        else Denoiser(
-            network,
-            process,
-            options.model.parametrization,
-            variance="learned" if learned else None,
-            sigma_data=sigma_data,
-        )
-    )
-    denoiser.shape = scaling.shape
-    return denoiser.to((group or Group()).device(options.training.device))
+    if classifies:
+        return Classifier(network, process, sigma_data)
+    variance = "learned" if learned else None
+    return Denoiser(network, process, options.model.parametrization, variance=variance, sigma_data=sigma_data)
 
 
 def _sizes(options: RunOptions, dataset: Dataset) -> dict[str, Any]:

@@ -100,14 +100,7 @@ class DiT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.exit = nn.Linear(width, leaving * patch**dims)
-        for name, layer in self.named_modules():
-            if not isinstance(layer, nn.Linear) or name.startswith("embedding"):
-                continue
-            nn.init.zeros_(layer.bias)
-            if name.endswith(("modulation", "exit")):
-                nn.init.zeros_(layer.weight)
-            else:
-                nn.init.xavier_uniform_(layer.weight)
+        first_weights(self)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None, keep: Tensor | None = None) -> Tensor:
         """The output (b, channels, *space) at the noisy states x and what `Embedding` makes of the rest."""
@@ -122,6 +115,18 @@ class DiT(nn.Module):
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
         h = self.exit(torch.addcmul(shift, self.norm(h), scale + 1))
         return depth_to_space(h.transpose(1, 2).unflatten(2, grid), self.patch, x.shape[2:])
+
+
+def first_weights(network: nn.Module) -> None:
+    """Before training: no biases, modulations and exit zero, other linear layers by Glorot; the embedding's stay as they are."""
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Linear) or name.startswith("embedding"):
+            continue
+        nn.init.zeros_(layer.bias)
+        if name.endswith(("modulation", "exit")):
+            nn.init.zeros_(layer.weight)
+        else:
+            nn.init.xavier_uniform_(layer.weight)
 
 
 def positions(grid: tuple[int, ...], width: int, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ornstein.conditions import Condition
 from ornstein.errors import ConfigurationError
-from ornstein.networks.dit import HEAD, LONGEST, DiTBlock
+from ornstein.networks.dit import HEAD, LONGEST, DiTBlock, first_weights
 from ornstein.networks.embeddings import Embedding, check_dropout
 from ornstein.networks.given import parts_of
 
@@ -109,14 +109,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.exit = nn.Linear(width, categories)
-        for name, layer in self.named_modules():
-            if not isinstance(layer, nn.Linear) or name.startswith("embedding"):
-                continue
-            nn.init.zeros_(layer.bias)
-            if name.endswith(("modulation", "exit")):
-                nn.init.zeros_(layer.weight)
-            else:
-                nn.init.xavier_uniform_(layer.weight)
+        first_weights(self)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None, keep: Tensor | None = None) -> Tensor:
         """The logits (b, L, categories) at the noisy codes x and what `Embedding` makes of the rest."""

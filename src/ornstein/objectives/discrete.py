@@ -51,7 +51,32 @@ def reveal_rate(process: Categorical, t: Time) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MaskedCrossEntropy:
+class _OverTime:
+    """Base of the integrals over t, each example at one time of a uniform law."""
+
+    times: TimeLaw = field(default_factory=uniform_times, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_even(self.times)
+
+    def _noised(
+        self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None
+    ) -> tuple[Tensor, CategoricalEstimate]:
+        """The times (b,) of this part of the batch, and the estimates there."""
+        process = denoiser.process
+        check_categorical(process)
+        if process.steps is not None:
+            raise ConfigurationError(
+                f"got {process.kernel!r}, known at the times of its {process.steps} steps alone, for an integral "
+                "over time; expected VLB "
+                f"or DiscreteHybrid with UniformSteps({process.steps})"
+            )
+        t = self.times(process, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
+        return t, denoiser(process.noise(x0, t, rng), as_time(t), cond, keep)
+
+
+@dataclass(frozen=True)
+class MaskedCrossEntropy(_OverTime):
     """The bound of masked diffusion: -alpha' / (1 - alpha) times the cross-entropy of the masked sites; see the module.
 
     weighted: False leaves the factor out, as masked language models do: each masked site then counts alike. The optimum is the
@@ -61,16 +86,12 @@ class MaskedCrossEntropy:
     """
 
     weighted: bool = True
-    times: TimeLaw = field(default_factory=uniform_times)
-
-    def __post_init__(self) -> None:
-        check_even(self.times)
 
     def __call__(
         self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng, as of `Objective`."""
-        t, estimate = _noised(self.times, denoiser, x0, cond, rng, keep)
+        t, estimate = self._noised(denoiser, x0, cond, rng, keep)
         if not estimate.process.kernel.absorbing:
             raise ConfigurationError(
                 f"got {type(self).__name__} for {estimate.process.kernel!r}, expected an Absorbing kernel; for "
@@ -81,37 +102,27 @@ class MaskedCrossEntropy:
 
 
 @dataclass(frozen=True)
-class RateVLB:
+class RateVLB(_OverTime):
     """The continuous-time bound of any kernel that has rates: the relative entropy of the reverse rates; see the module.
 
     Raises `ConfigurationError` for a kernel that is a table of matrices.
     """
 
-    times: TimeLaw = field(default_factory=uniform_times)
-
-    def __post_init__(self) -> None:
-        check_even(self.times)
-
     def __call__(
         self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
     ) -> Loss:
         """The losses of the examples x0 (b, *d) under the condition cond (b, ...), with draws from rng, as of `Objective`."""
-        t, estimate = _noised(self.times, denoiser, x0, cond, rng, keep)
+        t, estimate = self._noised(denoiser, x0, cond, rng, keep)
         return Loss(CategoricalTerms(precise=False).rate(estimate, x0, t) / x0[0].numel(), t)
 
 
 @dataclass(frozen=True)
-class CampbellELBO:
+class CampbellELBO(_OverTime):
     """The continuous-time bound by forward jumps; see the module. Least where R_hat is the true reverse rate (check E21).
 
     At t = 1 it adds to E[-log p(x_1)] what `RateVLB` adds to KL(q(x_1 | x_0) || p(x_1)). Rates must be finite: under a
     schedule with alpha(1) = 0 its variance is not.
     """
-
-    times: TimeLaw = field(default_factory=uniform_times)
-
-    def __post_init__(self) -> None:
-        check_even(self.times)
 
     def __call__(
         self, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None = None
@@ -120,7 +131,7 @@ class CampbellELBO:
 
         Its parts are `leave`, sum R_hat - Z, and `jump`.
         """
-        t, estimate = _noised(self.times, denoiser, x0, cond, rng, keep)
+        t, estimate = self._noised(denoiser, x0, cond, rng, keep)
         process, x, b = estimate.process, estimate.x_t, len(x0)
         out = process.forward_rates(x, t, estimate.log_probs.dtype).clamp(min=0).reshape(b, -1)
         total = out.sum(1)
@@ -177,22 +188,6 @@ def check_categorical(process: Any) -> None:
     if not isinstance(process, Categorical):
         remedy = "MixedObjective or VLB" if isinstance(process, Product) else "Objective or VLB"
         raise ConfigurationError(f"got {type(process).__name__}, expected a Categorical process; for this one {remedy}")
-
-
-def _noised(
-    times: TimeLaw, denoiser: DenoiserLike, x0: Tensor, cond: Condition | None, rng: Noise, keep: Tensor | None
-) -> tuple[Tensor, CategoricalEstimate]:
-    """The times (b,) of this part of the batch, and the estimates there."""
-    process = denoiser.process
-    check_categorical(process)
-    if process.steps is not None:
-        raise ConfigurationError(
-            f"got {process.kernel!r}, known at the times of its {process.steps} steps alone, for an integral "
-            "over time; expected VLB "
-            f"or DiscreteHybrid with UniformSteps({process.steps})"
-        )
-    t = times(process, rng.shared().clamp(EDGE, 1 - EDGE))[rng.rows]
-    return t, denoiser(process.noise(x0, t, rng), as_time(t), cond, keep)
 
 
 def check_even(times: TimeLaw) -> None:

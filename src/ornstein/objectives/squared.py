@@ -21,8 +21,7 @@ from ornstein.conditions import Condition
 from ornstein.denoisers import DenoiserLike
 from ornstein.noise import Noise
 from ornstein.processes.gaussian import Gaussian
-
-EDGE = 2.0**-24
+from ornstein.schedules.base import EDGE
 
 
 @dataclass(frozen=True)

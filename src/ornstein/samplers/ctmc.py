@@ -49,10 +49,9 @@ def falling(t: float, s: float) -> None:
         raise ConfigurationError(f"got a step from t = {t:g} to s = {s:g}, expected a falling grid")
 
 
-@dataclass(frozen=True)
-class CTMCEuler:
-    """One Euler step of the reverse chain: P(x_s = y) = (t - s) R_hat(x_t, y) for y != x_t, and x_t with what is left (check
-    E08)."""
+class _Stepped:
+    """Base of the samplers of one call a step: at an end the posterior's step, else `_moved` by the rates, which a subclass
+    gives."""
 
     needs = "rates"
     order = 1
@@ -65,13 +64,30 @@ class CTMCEuler:
         """One step from time t to time s; there is no memory."""
         falling(t, s)
         estimate, process = denoiser(x, t), denoiser.process
+        self._check(process)
         if at_an_end(process, t, s):
             return process.posterior(estimate, t, s).sample(rng), None
-        return euler_law(process.rates(estimate, t), x, t - s).sample(rng), None
+        return self._moved(process.rates(estimate, t), x, t - s, rng), None
+
+    def _check(self, process: Categorical) -> None:
+        """Raise `ConfigurationError` for a process that it cannot step."""
+
+    def _moved(self, rates: Tensor, x: Tensor, tau: float, rng: Noise) -> Tensor:
+        """States x (b, *d) after a time tau of the rates (b, *d, S)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class TauLeaping:
+class CTMCEuler(_Stepped):
+    """One Euler step of the reverse chain: P(x_s = y) = (t - s) R_hat(x_t, y) for y != x_t, and x_t with what is left (check
+    E08)."""
+
+    def _moved(self, rates: Tensor, x: Tensor, tau: float, rng: Noise) -> Tensor:
+        return euler_law(rates, x, tau).sample(rng)
+
+
+@dataclass(frozen=True)
+class TauLeaping(_Stepped):
     """n_y ~ Poisson((t - s) R_hat(x_t, y)) jumps to each y at every site (Campbell et al. 2022, algorithm 1; check E18).
 
     ordinal: for ordered categories: the jumps add up, x_s = x_t + sum_y n_y (y - x_t), cut to 0 .. K - 1. Else a site takes a
@@ -82,29 +98,20 @@ class TauLeaping:
 
     ordinal: bool = False
 
-    needs = "rates"
-    order = 1
-    stages = 1
-    stochastic = True
-
-    def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: float, s: float, memory: None, rng: Noise
-    ) -> tuple[Tensor, None]:
-        """One step from time t to time s; there is no memory."""
-        falling(t, s)
-        estimate, process = denoiser(x, t), denoiser.process
+    def _check(self, process: Categorical) -> None:
         if self.ordinal and process.states != process.categories:
             raise ConfigurationError(
                 f"got ordinal=True for {process.kernel!r}, whose mask has no place in an order; expected False"
             )
-        if at_an_end(process, t, s):
-            return process.posterior(estimate, t, s).sample(rng), None
-        rates = process.rates(estimate, t).scatter(-1, x[..., None], 0.0).clamp(min=0)
-        counts = poisson((t - s) * rates, rng.uniform(rates.shape))
+
+    def _moved(self, rates: Tensor, x: Tensor, tau: float, rng: Noise) -> Tensor:
+        rates = rates.scatter(-1, x[..., None], 0.0).clamp(min=0)
+        counts = poisson(tau * rates, rng.uniform(rates.shape))
         if self.ordinal:
-            apart = torch.arange(process.states, device=x.device) - x[..., None]
-            return (x + (counts * apart).sum(-1)).clamp(0, process.categories - 1), None
-        return torch.where(counts.sum(-1) == 1, counts.argmax(-1), x), None
+            states = rates.shape[-1]
+            apart = torch.arange(states, device=x.device) - x[..., None]
+            return (x + (counts * apart).sum(-1)).clamp(0, states - 1)
+        return torch.where(counts.sum(-1) == 1, counts.argmax(-1), x)
 
 
 @dataclass(frozen=True)

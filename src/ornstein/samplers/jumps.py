@@ -24,7 +24,7 @@ from ornstein.noise import Noise
 from ornstein.processes.categorical import Categorical
 from ornstein.processes.kernels import inverse
 from ornstein.samplers.ctmc import falling
-from ornstein.schedules.base import Schedule
+from ornstein.schedules.base import Schedule, bisected
 
 ENDS = 1e-3
 """alpha at the beginning, and 1 - alpha at the end, beyond which Gillespie's steps are the posterior's: sites drawn apart
@@ -159,10 +159,5 @@ def largest_rates(process: Categorical, x: Tensor, t: Tensor) -> Tensor:
 
 
 def time_of(schedule: Schedule, alpha: Tensor) -> Tensor:
-    """The times at which a schedule's alpha, which falls, has these values: by bisection, float64."""
-    low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = schedule.alpha(middle) > alpha
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return (low + high) / 2
+    """The times at which a schedule's alpha, which falls, has these values, float64."""
+    return bisected(schedule.alpha, alpha)

@@ -33,9 +33,23 @@ class Level(NamedTuple):
     log_snr: float | Tensor
 
 
+EDGE = 2.0**-24
+"""How near to t = 0 and t = 1 times that are drawn may come."""
+
+
 def as_time(t: Time) -> Tensor:
     """A time, or anything like it, as a float64 tensor."""
     return torch.as_tensor(t, dtype=torch.float64)
+
+
+def bisected(function: Callable[[Tensor], Tensor], target: Tensor, low: float = 0.0) -> Tensor:
+    """The times in [low, 1] at which a falling function has these values, elementwise, by bisection: the upper ends."""
+    below, above = torch.full_like(target, low), torch.ones_like(target)
+    for _ in range(60):
+        middle = (below + above) / 2
+        high = function(middle) > target
+        below, above = torch.where(high, middle, below), torch.where(high, above, middle)
+    return above
 
 
 def slope(function: Callable[[Tensor], Tensor], t: Time) -> Tensor:
@@ -84,11 +98,7 @@ class Schedule:
     def time_at(self, log_snr: Time) -> Tensor:
         """The inverse of `log_snr`, clamped to [t_min, 1]: by bisection in float64 where a closed form is wanting."""
         target = as_time(log_snr)
-        low, high = torch.full_like(target, self.t_min), torch.ones_like(target)
-        for _ in range(60):
-            middle = (low + high) / 2
-            above = self.log_snr(middle) > target
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        high = bisected(self.log_snr, target, self.t_min)
         high = torch.where(self.log_snr(torch.ones_like(target)) >= target, 1.0, high)
         return torch.where(self.log_snr(torch.full_like(target, self.t_min)) <= target, self.t_min, high)
 
