@@ -79,7 +79,8 @@ def text(given: argparse.Namespace) -> None:
 def images(given: argparse.Namespace) -> None:
     """Bits/dim and Frechet distance of quantised images under each kernel."""
     scratch = Path(tempfile.mkdtemp())
-    common = ["--levels", str(given.levels), "--budget", given.budget, *given.options]
+    plain = "--preset mnist --condition none --objective hybrid --learning-rate 1e-3 --grid-every 0"
+    common = [*plain.split(), "--levels", str(given.levels), "--budget", given.budget, *given.options]
     runs = given.runs or [train(given.data, scratch / k, "--process", k, *common) for k in KERNELS]
     print(
         f"{'kernel':12s}{'steps':>8s}{'bits/dim':>10s}{'+-':>8s}{'L_T':>9s}{'L_0':>9s}{'Frechet':>9s}{'(real)':>8s}{'calls':>7s}",

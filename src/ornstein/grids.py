@@ -21,13 +21,16 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 Law = Callable[[float, float, Tensor], Tensor]
 
 
-def uniform(process: Gaussian, steps: int) -> Tensor:
-    """Times in equal steps from 1 down to the first time of the schedule; for categories of a table, the nearest of its own."""
-    times = torch.linspace(1, process.t_min, _points(process, steps), dtype=torch.float64)
+def uniform(process: Gaussian, steps: int, begin: float = 1.0) -> Tensor:
+    """Times in equal steps from `begin` to the first time of the schedule; for categories of a table, the nearest of its own."""
+    if not process.t_min < begin <= 1:
+        raise ConfigurationError(f"got {begin:g} for the time to begin at, expected above {process.t_min:g}, at most 1")
+    times = torch.linspace(begin, process.t_min, _points(process, steps), dtype=torch.float64)
     if isinstance(process, Gaussian) or process.steps is None:
         return times
-    if steps > process.steps:
-        raise ConfigurationError(f"got {steps} steps of a table of {process.steps}, expected at most as many")
+    most = round(begin * process.steps)
+    if steps > most:
+        raise ConfigurationError(f"got {steps} steps of a table of {most}, expected at most as many")
     return (times * process.steps).round() / process.steps
 
 

@@ -327,6 +327,22 @@ def test_the_ancestral_sampler_reaches_the_data_of_every_kernel():
     assert float(((seen - DRAWS * apart.flatten()) ** 2 / (DRAWS * apart.flatten())).sum()) > 26.1
 
 
+@pytest.mark.parametrize("name", ["absorbing", "uniform", "table"])
+def test_samples_from_noised_data_begin_at_their_strength(name):
+    process = Categorical(None, orn.DiscretisedGaussian(K, length=50)) if name == "table" else chain(name)[0]
+    p0, strength, n = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64), 0.4, 20_000
+    denoiser = exact.Table(process, p0)
+    found = orn.sdedit(denoiser, torch.full((1, 1), 1), strength, n=n, steps=20, batch_size=n)
+    noised = process.transition(torch.tensor([[1]]), 0.0, strength).probs[
+        0, 0
+    ]  # then back by the exact posterior of one site
+    back = denoiser(torch.arange(process.states)[:, None], strength).probs[:, 0]
+    truth = torch.where(noised[:, None] > 0, noised[:, None] * back, 0.0).sum(0)
+    assert found.calls == 20
+    assert (torch.bincount(found.x[:, 0], minlength=K) / n - truth).abs().max() < 4 * 0.5 / n**0.5
+    check_refusal(lambda: grids.uniform(process, 4, begin=1.5), "got 1.5", "at most 1")
+
+
 def test_what_makes_no_process_is_refused():
     bad, negative = RATES.clone(), RATES.clone()
     bad[0, 0], negative[2, 1] = 0.0, -0.1

@@ -68,12 +68,10 @@ def _ready(dataset: Dataset, device: torch.device) -> tuple[Tensor | Stream, boo
     examples = dataset.train
     if not isinstance(examples, Tensor):
         return examples, False
-    if isinstance(dataset.scaling, Codes | MixedScaling):  # codes would grow, windows of a text be copied out
-        fits = device.type == "cuda" and 4 * tokens_under(examples).nbytes <= torch.cuda.mem_get_info(device)[0]
-        return placed(examples, device) if fits else examples, False
-    encoded = 4 * dataset.scaling.dims <= examples[0].nbytes
+    codes = isinstance(dataset.scaling, Codes | MixedScaling)  # they would grow, and windows of a text be copied out
+    encoded = not codes and 4 * dataset.scaling.dims <= examples[0].nbytes
     if encoded:
         examples = dataset.scaling.encode(examples)
-    if device.type == "cuda" and 4 * examples.nbytes <= torch.cuda.mem_get_info(device)[0]:
-        examples = examples.to(device)
+    if device.type == "cuda" and 4 * tokens_under(examples).nbytes <= torch.cuda.mem_get_info(device)[0]:
+        examples = placed(examples, device)
     return examples, encoded

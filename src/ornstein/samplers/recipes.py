@@ -7,6 +7,7 @@ corrector's longer memory does harm. A sampler that is named has Karras' grid.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,7 +108,7 @@ def recipe(
                 "Heun(), Multistep() or Ancestral(eta=0.0)"
             )
         return sampler, grid
-    law: Callable[..., Tensor] = grids.uniform
+    law: Callable[..., Tensor] = partial(grids.uniform, begin=1.0 if begin is None else begin)
     if isinstance(process, Gaussian):
         law = _law_from(process, grids.focused if sampler is None else grids.karras, begin)
     if calls is None and steps is None:
